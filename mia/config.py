@@ -1,0 +1,303 @@
+"""The one typed page of settings: defaults ← TOML file ← `MIA_*` environment ← flags.
+
+The resolved page is stored with every run, without its secrets; a resume under a different page is refused with the
+names of the settings that differ. In the environment a dot is two underscores: `MIA_MODELS__DEFAULT__MODEL=qwen3`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mia.errors import ConfigError
+from mia.types import Role
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Section):
+    """How one model is reached. A role's section takes what it leaves out from `models.default`."""
+
+    provider: Literal["openai", "replay"] = "openai"
+    """"openai" speaks to any OpenAI-compatible endpoint; "replay" serves a recording (`path`)."""
+    base_url: str = ""
+    """E.g. http://localhost:11434/v1; empty: the OPENAI_BASE_URL of the environment, else OpenAI's own."""
+    model: str = ""
+    api_key: SecretStr = SecretStr("")
+    """Better left to the environment: OPENAI_API_KEY is used for OpenAI's own endpoint and for OPENAI_BASE_URL;
+    for any other endpoint name the variable in `api_key_env`, so that a key never goes to a stranger."""
+    api_key_env: str = ""
+    protocol: Literal["text", "native"] = "text"
+    """How the Executor's tool calls travel: in the text, or as the endpoint's own function calls."""
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int = Field(default=2048, ge=1)
+    """Tokens kept free for a reply."""
+    context_window: int = Field(default=128_000, ge=256)
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    """For one try: no byte of the reply for so long, or no complete reply within five times it."""
+    max_attempts: int = Field(default=4, ge=1)
+    max_retry_seconds: float = Field(default=300.0, gt=0)
+    """For one call with all its retries."""
+    concurrency: int = Field(default=32, ge=1)
+    """Calls under way at one endpoint, over all roles."""
+    price_prompt: float | None = Field(default=None, ge=0)
+    """US dollars per million prompt tokens; with `price_completion` it makes costs known."""
+    price_completion: float | None = Field(default=None, ge=0)
+    path: str = ""
+    """For "replay": the recording."""
+
+
+class ModelsSettings(Section):
+    default: ModelSettings = ModelSettings()
+    planner: ModelSettings | None = None
+    executor: ModelSettings | None = None
+    manager: ModelSettings | None = None
+    judge: ModelSettings | None = None
+    cold_start: ModelSettings | None = None
+    """A stronger model that writes the plan while the memory cannot fill what is wanted; off by default."""
+    record: str = ""
+    """Write every call and reply to this recording."""
+
+    def of(self, name: Role | Literal["cold_start"]) -> ModelSettings:
+        """The settings of one role, its gaps filled from `default`."""
+        own: ModelSettings | None = getattr(self, str(name))
+        if own is None:
+            return self.default
+        return self.default.model_copy(update={field: getattr(own, field) for field in own.model_fields_set})
+
+
+class LineSettings(Section):
+    """Which stages the line runs."""
+
+    plan: bool = True
+    best_of: int = Field(default=1, ge=1, le=16)
+    """Plans sampled per question; with more than one, a model chooses."""
+    replan: Literal["reflect", "verdict", "never"] = "reflect"
+    max_reflections: int = Field(default=1, ge=0)
+    fresh_memories: bool = False
+    """On a replan, recall memories that were not shown before."""
+    judge: Literal["final", "each"] = "final"
+
+
+class ExecutorSettings(Section):
+    max_calls: int = Field(default=20, ge=1)
+    """Model calls over both executions, the one that answers included."""
+    max_seconds: float = Field(default=600.0, gt=0)
+    """Wall clock over both executions."""
+    max_context_tokens: int = Field(default=110_000, ge=256)
+    tools: tuple[Literal["search", "lookup", "fetch", "web_image_to_image_search"], ...] = ("search",)
+    protocol_retries: int = Field(default=3, ge=0)
+    """Replies in a row that hold neither a call nor an answer, before the Executor is told to answer."""
+
+
+class LimitSettings(Section):
+    """Hard limits; unset is no limit."""
+
+    calls: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    money: float | None = Field(default=None, gt=0)
+    seconds: float | None = Field(default=None, gt=0)
+
+
+class BudgetSettings(Section):
+    question: LimitSettings = LimitSettings()
+    run: LimitSettings = LimitSettings()
+
+
+class MemorySettings(Section):
+    enabled: bool = True
+    path: str = ""
+    """The store; empty: `memory.db` in `home`."""
+    scope: str = Field(default="default", min_length=1)
+    k_positive: int = Field(default=2, ge=0)
+    k_negative: int = Field(default=2, ge=0)
+    similarity_weight: float = Field(default=0.7, ge=0)
+    value_weight: float = Field(default=0.3, ge=0)
+    frequency_weight: float = Field(default=0.0, ge=0)
+    floor: float = Field(default=0.3, ge=-1, le=1)
+    """Memories whose similarity is below are never shown."""
+    embedder: Literal["auto", "minilm", "hashing", "openai"] = "auto"
+    """"auto": MiniLM where the extra `local` is installed, else hashing."""
+    categories: bool = False
+    frozen: bool = False
+    """Recall, and write nothing."""
+
+
+class SearchSettings(Section):
+    engine: Literal["corpus", "http", "searxng", "serper", "ddgs"] = "corpus"
+    corpus: tuple[str, ...] = ()
+    """Files and folders to answer from; indexed on first use."""
+    index: str = ""
+    """An index made by `mia index`; empty: the one that belongs to `corpus`."""
+    url: str = ""
+    """For "http" (Search-R1 /retrieve) and "searxng"."""
+    k: int = Field(default=3, ge=1, le=100)
+    """Passages per query."""
+    vectors: Literal["auto", "static", "minilm", "openai", "off"] = "auto"
+    """Which embedder fuses with the lexical ranks; "auto": static where the extra `local` is installed, else off."""
+    images: str = ""
+    """The cache folder of the image-to-image search."""
+
+
+class EmbeddingSettings(Section):
+    """For the embedder "openai": any /v1/embeddings."""
+
+    base_url: str = ""
+    model: str = "text-embedding-3-small"
+    api_key_env: str = ""
+
+
+class JudgeSettings(Section):
+    kind: Literal["auto", "reference", "llm", "peer", "trust", "none"] = "auto"
+    """"auto": reference where a question has references, else peer review."""
+    withhold: bool = False
+    """Hold back an answer whose support the trust judge finds weak."""
+
+
+class RunSettings(Section):
+    concurrency: int = Field(default=8, ge=1)
+
+
+class Config(BaseSettings):
+    """Everything that can be set, in one page."""
+
+    model_config = SettingsConfigDict(env_prefix="MIA_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    home: Path = Path(".mia")
+    """Where indexes, memory, episodes and runs are kept unless told otherwise."""
+    models: ModelsSettings = ModelsSettings()
+    line: LineSettings = LineSettings()
+    executor: ExecutorSettings = ExecutorSettings()
+    budget: BudgetSettings = BudgetSettings()
+    memory: MemorySettings = MemorySettings()
+    search: SearchSettings = SearchSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    judge: JudgeSettings = JudgeSettings()
+    run: RunSettings = RunSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment only here: file and flags are merged around it by `load_config`."""
+        return (env_settings, init_settings)
+
+    @property
+    def store_path(self) -> Path:
+        return Path(self.memory.path) if self.memory.path else self.home / "memory.db"
+
+    def resolved(self) -> dict[str, Any]:
+        """The page as plain JSON data, secrets as "**********"."""
+        page: dict[str, Any] = self.model_dump(mode="json")
+        return page
+
+    @property
+    def digest(self) -> str:
+        """The first 12 hex digits of the SHA-256 of the resolved page."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """The resolved page.
+
+    `file`: a TOML file; None: `mia.toml` in the working folder, if there is one. `flags`: dotted names to values, e.g.
+    {"models.default.model": "qwen3"}; a value of None means that the flag was not given. Raises ConfigError.
+    """
+    if file is None and Path("mia.toml").is_file():
+        file = Path("mia.toml")
+    page = _read_toml(file) if file is not None else {}
+    try:
+        from_environment = Config(**page).model_dump(exclude_unset=True)
+        merged = _merge(page, from_environment)
+        for name, value in (flags or {}).items():
+            if value is not None:
+                merged = _merge(merged, _nest(name, value))
+        return _WithoutEnvironment(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        wrong = "" if first["type"] in ("missing", "extra_forbidden") else f" (got {first['input']!r})"
+        raise ConfigError(
+            f"the setting '{name}' is wrong: {first['msg']}{wrong}.",
+            hint=f"correct it in {file}, in the environment (MIA_…) or on the command line" if file else "mia --help",
+        ) from error
+
+
+class _WithoutEnvironment(Config):
+    """The last step of the merge: the environment has been read, and must not overrule the flags."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def differences(stored: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names whose values differ between two resolved pages, sorted."""
+    found: list[str] = []
+    for key in sorted(stored.keys() | current.keys()):
+        old, new = stored.get(key), current.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(prefix + key)
+    return found
+
+
+def resolve_key(settings_base_url: str, api_key: SecretStr, api_key_env: str) -> str:
+    """The key for an endpoint: given, or from the named variable; OpenAI's own only where it belongs."""
+    if api_key.get_secret_value():
+        return api_key.get_secret_value()
+    if api_key_env:
+        if api_key_env not in os.environ:
+            raise ConfigError(
+                f"the environment has no variable '{api_key_env}', which api_key_env names.",
+                hint=f"export {api_key_env}=…",
+            )
+        return os.environ[api_key_env]
+    own = os.environ.get("OPENAI_BASE_URL", "")
+    return os.environ.get("OPENAI_API_KEY", "") if settings_base_url in ("", own) else ""
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration '{file}': {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration '{file}' is no TOML: {error}.") from error
+
+
+def _nest(name: str, value: Any) -> dict[str, Any]:
+    head, _, rest = name.partition(".")
+    return {head: _nest(rest, value) if rest else value}
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,19 @@
+"""What a judge is. Only a judge ever sees the reference answers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mia.models.ledger import Ledger
+from mia.types import Attempt, Task, Verdict
+
+
+class Judge(Protocol):
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Prompt name → version, for the episode."""
+        ...
+
+    async def judge(self, task: Task, attempt: Attempt, ledger: Ledger) -> Verdict:
+        """Raises JudgeError when no verdict can be had: the line then records "unjudged", never "incorrect"."""
+        ...

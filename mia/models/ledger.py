@@ -1,0 +1,197 @@
+"""The ledger of one question: who asked which model what, what it cost, and the hard limits.
+
+Every model call of the line goes through `Ledger.complete`, which checks the budgets *before* the call (a call that
+would go over is not made), counts after it, and numbers the turns. A run has an account of its own that all its
+questions share, so a run's budget holds whatever the concurrency: what a call may need is reserved before it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mia import events
+from mia.errors import BudgetExceeded
+from mia.events import OnEvent, Retrying, TextArrived
+from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
+from mia.types import Role, Usage
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Hard limits; None is no limit. `money` in US dollars, `seconds` of wall clock."""
+
+    calls: int | None = None
+    tokens: int | None = None
+    money: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What one call may need at most."""
+
+    tokens: int
+    cost: float | None
+
+
+class Account:
+    """What was spent against one budget, and what is reserved by calls under way."""
+
+    def __init__(self, budget: Budget, scope: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.budget = budget
+        self.scope = scope
+        self.spent = Usage()
+        self._clock = clock
+        self._started_at = clock()
+        self._reserved: list[Reservation] = []
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.budget.seconds is None:
+            return None
+        return self.budget.seconds - (self._clock() - self._started_at)
+
+    @property
+    def calls_left(self) -> int | None:
+        if self.budget.calls is None:
+            return None
+        return max(0, self.budget.calls - self.spent.calls - len(self._reserved))
+
+    def check(self, need: Reservation) -> None:
+        """Raises BudgetExceeded if a call with this need could go over a limit."""
+        budget, spent = self.budget, self.spent
+        if self.calls_left == 0:
+            raise self._exceeded("calls", f"{budget.calls} calls")
+        tokens = spent.tokens + sum(held.tokens for held in self._reserved)
+        if budget.tokens is not None and tokens + need.tokens > budget.tokens:
+            raise self._exceeded("tokens", f"{budget.tokens} tokens, {tokens} taken, up to {need.tokens} needed")
+        if budget.money is not None:
+            if need.cost is None or spent.cost is None:
+                raise self._exceeded("money", f"${budget.money:g}, and a model in use has no price set")
+            cost = spent.cost + sum(held.cost or 0.0 for held in self._reserved)
+            if cost + need.cost > budget.money:
+                raise self._exceeded("money", f"${budget.money:g}, ${cost:.4f} taken, up to ${need.cost:.4f} needed")
+        left = self.seconds_left
+        if left is not None and left <= 0:
+            raise self.out_of_time()
+
+    def reserve(self, need: Reservation) -> None:
+        self._reserved.append(need)
+
+    def settle(self, need: Reservation, usage: Usage) -> None:
+        """Give a reservation back and count what was really used."""
+        self._reserved.remove(need)
+        self.spent = self.spent + usage
+
+    def out_of_time(self) -> BudgetExceeded:
+        return self._exceeded("seconds", f"{self.budget.seconds:g} seconds")
+
+    def _exceeded(self, limit: str, amount: str) -> BudgetExceeded:
+        return BudgetExceeded(
+            f"the budget of this {self.scope} does not allow another model call: {amount}.",
+            limit=limit,
+            scope=self.scope,
+            hint=f"raise budget.{self.scope}.{limit} (or set models.*.price for a money budget)",
+        )
+
+
+class Ledger:
+    """Accounting, limits, numbering and events for one question. Not shared between questions."""
+
+    def __init__(
+        self,
+        question_id: str,
+        *,
+        budget: Budget = Budget(),
+        run: Account | None = None,
+        on_event: OnEvent = events.ignore,
+        clock: Callable[[], float] = time.monotonic,
+        stream: bool = False,
+    ) -> None:
+        self.question_id = question_id
+        self.on_event = on_event
+        self.usage: dict[Role, Usage] = {}
+        self.models: dict[Role, str] = {}
+        self._account = Account(budget, "question", clock)
+        self._accounts = (self._account,) if run is None else (self._account, run)
+        self._turns: dict[tuple[Role, str], int] = {}
+        self._clock = clock
+        self._stream = stream
+
+    @property
+    def calls_left(self) -> int | None:
+        """Model calls that every budget still allows; None for no limit."""
+        left = [account.calls_left for account in self._accounts if account.calls_left is not None]
+        return min(left, default=None)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that every budget still allows; None for no limit."""
+        left = [account.seconds_left for account in self._accounts if account.seconds_left is not None]
+        return min(left, default=None)
+
+    async def complete(self, model: ChatModel, request: ChatRequest) -> ChatReply:
+        """One model call, within the budgets. Raises BudgetExceeded (no call is made, or it is broken off when time
+        runs out) and ModelError."""
+        prompt_tokens = estimate_tokens(request.messages)
+        reply_tokens = request.max_tokens or model.max_tokens
+        cost = model.price.cost(prompt_tokens, reply_tokens) if model.price else None
+        need = Reservation(prompt_tokens + reply_tokens, cost)
+        for account in self._accounts:
+            account.check(need)
+        request = self._number(request)
+        for account in self._accounts:
+            account.reserve(need)
+        usage = Usage(calls=1, cost=None if model.price is None else 0.0)
+        begun = self._clock()
+        try:
+            async with asyncio.timeout(self.seconds_left) as deadline:
+                reply = await model.complete(request)
+            usage = reply.usage
+            if model.price is not None:
+                usage = usage.evolve(cost=model.price.cost(usage.prompt_tokens, usage.completion_tokens))
+            return reply
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise min(self._timed(), key=lambda account: account.seconds_left or 0.0).out_of_time() from None
+        finally:
+            usage = usage.evolve(seconds=self._clock() - begun)
+            for account in self._accounts:
+                account.settle(need, usage)
+            self.usage[request.role] = self.usage.get(request.role, Usage()) + usage
+            self.models[request.role] = model.name
+
+    def _timed(self) -> list[Account]:
+        return [account for account in self._accounts if account.seconds_left is not None]
+
+    def _number(self, request: ChatRequest) -> ChatRequest:
+        """The request with its turn number, and with our listeners for streamed text and retries."""
+        key = (request.role, request.purpose)
+        turn = self._turns.get(key, 0)
+        self._turns[key] = turn + 1
+
+        def on_text(delta: str) -> None:
+            self.on_event(TextArrived(question_id=self.question_id, role=request.role, delta=delta))
+
+        def on_retry(attempt: int, wait_seconds: float, reason: str) -> None:
+            self.on_event(
+                Retrying(
+                    question_id=self.question_id,
+                    role=request.role,
+                    attempt=attempt,
+                    wait_seconds=wait_seconds,
+                    reason=reason,
+                )
+            )
+
+        return replace(
+            request,
+            question_id=self.question_id,
+            turn=turn,
+            on_text=on_text if self._stream else None,
+            on_retry=on_retry,
+        )

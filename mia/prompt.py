@@ -1,0 +1,44 @@
+"""Prompts are text files beside the class that uses them, filled in one pass over known names.
+
+`{name}` is a blank; every other brace is literal, so JSON can stand in a prompt as it is. One pass means that text
+which is filled in (a question, a tool's output) is never expanded again. A blank nobody fills, or a name the text
+does not have, is a bug and raises `KeyError` at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_BLANK = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt text. `name` is "folder/stem"; `version` is the first 12 hex digits of its SHA-256."""
+
+    name: str
+    text: str
+
+    @classmethod
+    def beside(cls, module_file: str, stem: str) -> Prompt:
+        """Load `<stem>.txt` from the folder of `module_file` (pass `__file__`)."""
+        path = Path(module_file).with_name(f"{stem}.txt")
+        return cls(name=f"{path.parent.name}/{stem}", text=path.read_text(encoding="utf-8").strip())
+
+    @property
+    def version(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+    @property
+    def blanks(self) -> frozenset[str]:
+        """The names this text wants."""
+        return frozenset(_BLANK.findall(self.text))
+
+    def fill(self, **values: str) -> str:
+        """The text with every blank filled, in one pass. Raises KeyError if `values` and `blanks` differ."""
+        if values.keys() != self.blanks:
+            raise KeyError(f"prompt {self.name} wants {sorted(self.blanks)}, got {sorted(values)}")
+        return _BLANK.sub(lambda match: values[match.group(1)], self.text)
