@@ -59,7 +59,10 @@ class RecordError(MiaError, ValueError):
 
 
 class BudgetExceeded(MiaError):
-    """A hard limit is reached. `limit` names it: "calls", "tokens", "money" or "seconds"; `scope`: "question" or "run"."""
+    """A hard limit is reached.
+
+    `limit` names it: "calls", "tokens", "money" or "seconds"; `scope` says whose: "question" or "run".
+    """
 
     def __init__(self, got: str, *, limit: str, scope: str, wanted: str = "", hint: str = "") -> None:
         super().__init__(got, wanted=wanted, hint=hint)

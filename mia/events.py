@@ -1,7 +1,7 @@
-"""What happens while a question is answered, as it happens: typed events that feed terminal, stream and dashboard alike.
+"""What happens while a question is answered, as it happens: typed events for terminal, stream and dashboard alike.
 
-An event tells; it never decides. A listener is called in the line's own task and must return quickly; what it raises is
-a bug and propagates.
+An event tells; it never decides. A listener is called in the line's own task and must return quickly; what it raises
+is a bug and propagates.
 """
 
 from __future__ import annotations

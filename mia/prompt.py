@@ -12,6 +12,23 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+FENCES = (
+    "answer",
+    "evidence",
+    "memories",
+    "memory",
+    "plan",
+    "question",
+    "review",
+    "think",
+    "tool_call",
+    "tool_response",
+    "trajectory",
+    "verdict",
+)
+"""The tags that mean something in our protocol and prompts."""
+
+_FENCE = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(FENCES)})\b)", re.IGNORECASE)
 _BLANK = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -42,3 +59,8 @@ class Prompt:
         if values.keys() != self.blanks:
             raise KeyError(f"prompt {self.name} wants {sorted(self.blanks)}, got {sorted(values)}")
         return _BLANK.sub(lambda match: values[match.group(1)], self.text)
+
+
+def defuse(text: str) -> str:
+    """Text from outside with our tags made harmless: their `<` becomes `‹`, so data cannot pose as structure."""
+    return _FENCE.sub("‹", text)

@@ -1,8 +1,8 @@
 """The words of the house: frozen, typed, versioned records that every floor speaks.
 
-Always true of them: they never change once made (`evolve` gives an altered copy); they survive a round trip through JSON;
-they hold no key, no reference answer (only `Task` does, and only the judge is handed a `Task`'s references) and no
-open handle. `Episode` and `Memory` leave the process and say their version; a record of an older version loads
+Always true of them: they never change once made (`evolve` gives an altered copy); they survive a round trip through
+JSON; they hold no key, no reference answer (only `Task` does, and only the judge is handed a `Task`'s references) and
+no open handle. `Episode` and `Memory` leave the process and say their version; a record of an older version loads
 for ever (`load_episode`, `load_memory`), one of a newer version is refused with what to do.
 
 Times are seconds since the epoch (`*_at`) or durations (`seconds`); money is in US dollars.
@@ -398,7 +398,10 @@ class RecalledMemory(Record):
 
 
 class Recall(Record):
-    """What the memory gave for a question. The two texts are separate: memory helps the Planner, and can hurt the Executor."""
+    """What the memory gave for a question.
+
+    The two texts are separate, because memory helps the Planner and can hurt the Executor (paper, findings).
+    """
 
     kind: MemoryKind = MemoryKind.WORKFLOW
     for_planner: str = ""

@@ -1,8 +1,8 @@
 """What a model is to the rest of the house: chat messages in, one whole reply out.
 
-`ChatModel` is the only door. A request says who asks (`role`), for which question and on which turn, so that accounting,
-recording and replay need no guess. A model that fails raises a `ModelError`; text that an endpoint wrote *about* a
-failure never comes back as a reply.
+`ChatModel` is the only door. A request says who asks (`role`), for which question and on which turn, so that
+accounting, recording and replay need no guess. A model that fails raises a `ModelError`; text that an endpoint wrote
+*about* a failure never comes back as a reply.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ChatReply:
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason = "stop"
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     model: str = ""
     """The model as the endpoint named it."""
     malformed_call: str = ""

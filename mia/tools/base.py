@@ -1,7 +1,7 @@
 """What a tool is: a name, a schema, and a call that turns arguments into an observation.
 
-A tool raises `ToolError` when the world fails it and `BadArguments` when the model called it wrongly; the Executor makes
-error observations of both. Tools hold no state of a question: what they need of it is in `ToolContext`.
+A tool raises `ToolError` when the world fails it and `BadArguments` when the model called it wrongly; the Executor
+makes error observations of both. Tools hold no state of a question: what they need of it is in `ToolContext`.
 """
 
 from __future__ import annotations
