@@ -216,8 +216,17 @@ class StopReason(StrEnum):
     TIME_LIMIT = "time_limit"
     CONTEXT_LIMIT = "context_limit"
     BUDGET = "budget"
+    """The question's own budget."""
+    RUN_BUDGET = "run_budget"
     MODEL_FAILED = "model_failed"
-    CANCELLED = "cancelled"
+    """The model was heard, and gave nothing usable."""
+    UNREACHABLE = "unreachable"
+    """The model could not be asked; this says nothing about what it can do."""
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the question was not really put: it may be asked again, and is not judged without an answer."""
+        return self in (StopReason.RUN_BUDGET, StopReason.UNREACHABLE)
 
 
 class Stop(Record):

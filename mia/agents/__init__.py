@@ -1,0 +1,1 @@
+"""Planner and Executor: who plans, and who searches."""

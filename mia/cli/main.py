@@ -1,0 +1,63 @@
+"""`mia`: the program. Registers the commands, reads the options that all of them share, and turns errors into exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import mia
+from mia.cli import output
+from mia.cli.options import Shared
+from mia.errors import MiaError
+
+app = typer.Typer(
+    name="mia",
+    help="A research agent that learns from its own past.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        output.result(f"mia {mia.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file of settings.", show_default="mia.toml here, if there is one")
+    ] = None,
+    home: Annotated[Path | None, typer.Option(help="Where MIA keeps its files.", show_default=".mia")] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.obj = Shared(config_file=config, home=home)
+
+
+# Commands, in the order in which `mia --help` lists them.
+
+
+def main() -> None:
+    """The door of the program: every `MiaError` ends as a message and an exit status; bugs keep their traceback."""
+    try:
+        app()
+    except MiaError as error:
+        sys.exit(output.show_error(error))
+    except KeyboardInterrupt:
+        output.note("Stopped.")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`mia … | head`); nothing is left to say, not even at shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

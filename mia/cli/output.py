@@ -1,0 +1,83 @@
+"""How commands speak: results to stdout, everything else to stderr, errors in three parts.
+
+Text from models, documents and tools is printed with its control characters made visible, so that none of it can drive
+the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mia.errors import ConfigError, MiaError, RecordError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+"""The `--json` flag that every command has."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """The text with control and direction characters as `\\x..` escapes; tabs and line ends stay."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text.replace("\r\n", "\n"))
+
+
+def result(text: str) -> None:
+    """A result, for stdout."""
+    _write(sys.stdout, visible(text) + "\n")
+
+
+def result_json(value: Any) -> None:
+    """A result as one JSON document, for stdout."""
+    _write(sys.stdout, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+@cache
+def console() -> Console:
+    """The console of stderr, for notes, tables of progress and bars."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+@cache
+def result_console() -> Console:
+    """The console of stdout, for results laid out as tables."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def note(text: str) -> None:
+    """A dim line for people, on stderr."""
+    console().print(visible(text), style="dim", markup=False)
+
+
+def warn(text: str) -> None:
+    """A line that people should see, on stderr."""
+    console().print(visible(text), style="yellow", markup=False)
+
+
+def show_error(error: MiaError) -> int:
+    """Print an error in its three parts; returns the exit status: 2 for a misuse, 1 for a failure."""
+    _write(sys.stderr, f"Error: {visible(str(error))}\n")
+    return 2 if isinstance(error, ConfigError | RecordError) else 1
+
+
+def error_json(error: MiaError) -> Mapping[str, str]:
+    """An error as data, for `--json` results."""
+    return {"error": type(error).__name__, "message": error.got, "wanted": error.wanted, "hint": error.hint}
+
+
+def _write(stream: Any, text: str) -> None:
+    stream.write(text.encode("utf-8", "backslashreplace").decode())
+    stream.flush()

@@ -1,0 +1,60 @@
+"""The life of one question, in one straight line.
+
+    answer:  recall → plan → execute → (reflect → replan → execute)* → judge
+    absorb:  credit → remember (compress, store) → learn
+    live   = answer, then absorb
+
+`answer` changes nothing outside the episode that it returns, so evaluations, frozen memories and rollouts call it as
+often as they like. A failure of the world (model, tool, disk) becomes data in the episode; a bug still raises. Only the
+judge is handed the reference answers; everything else sees the question alone. Cancelling the task cancels the line.
+"""
+
+from __future__ import annotations
+
+from mia.errors import MiaError
+from mia.models.ledger import Ledger
+from mia.stages import Draft, failure
+from mia.team import Team
+from mia.types import Episode, Memory, Task, new_id
+
+
+async def live(task: Task, team: Team, ledger: Ledger, *, id: str = "", run: str = "") -> Episode:
+    """Answer, then absorb. What fails in absorbing is added to the episode's failures."""
+    episode = await answer(task, team, ledger, id=id, run=run)
+    try:
+        await absorb(episode, team, ledger)
+    except MiaError as error:
+        return episode.evolve(failures=(*episode.failures, failure("remember", error)))
+    return episode
+
+
+async def answer(task: Task, team: Team, ledger: Ledger, *, id: str = "", run: str = "") -> Episode:
+    """The whole of one question up to its verdict; nothing outside the returned episode changes."""
+    draft = Draft(task, team, ledger)
+    question = await draft.caption()
+    recall = await draft.recall(question)
+    planned = await draft.plan(question, recall)
+    execution = await draft.execute(question, planned, recall)
+    for _ in range(team.line.max_reflections):
+        planned = await draft.replan(planned, execution, recall)
+        if planned is None:
+            break
+        execution = await draft.resume(execution, planned)
+    await draft.judge()
+    return draft.episode(id or new_id("ep"), run)
+
+
+async def absorb(episode: Episode, team: Team, ledger: Ledger) -> tuple[Memory, ...]:
+    """Credit the memories that were shown, remember the episode, hand it to the learner.
+
+    Idempotent by the episode's id. Returns what the memory now holds because of it. Raises StoreError, LearnError.
+    """
+    memories: tuple[Memory, ...] = ()
+    if team.memory is not None:
+        if episode.recall is not None and episode.verdict is not None:
+            shown = frozenset(recalled.memory_id for recalled in episode.recall.shown)
+            await team.memory.credit(episode.id, shown, episode.verdict)
+        memories = await team.memory.remember([episode], ledger)
+    if team.learner is not None:
+        await team.learner.enqueue(episode)
+    return memories
