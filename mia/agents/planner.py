@@ -194,7 +194,7 @@ class Planner:
             index = json.loads(parts[1] if parts else "")["index"]
         except (ValueError, TypeError, KeyError):
             return 0
-        return index if isinstance(index, int) and 0 <= index < len(plans) else 0
+        return index if type(index) is int and 0 <= index < len(plans) else 0
 
     async def _ask(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,3 +32,67 @@ def shared(context: typer.Context) -> Shared:
     found = context.find_object(Shared)
     assert found is not None
     return found
+
+
+Corpus = Annotated[
+    list[Path] | None,
+    typer.Option("--corpus", "-c", help="Files and folders to answer from; indexed on first use. Repeatable."),
+]
+Index = Annotated[Path | None, typer.Option(help="An index made by `mia index`.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="The model's name at the endpoint.")]
+BaseUrl = Annotated[
+    str | None, typer.Option(help="The endpoint, e.g. http://localhost:11434/v1.", show_default="OPENAI_BASE_URL")
+]
+Replay = Annotated[Path | None, typer.Option(help="Answer model calls from this recording instead of an endpoint.")]
+Record = Annotated[Path | None, typer.Option(help="Write every model call to this recording.")]
+Plan = Annotated[bool | None, typer.Option("--plan/--no-plan", help="Write a search plan first.", show_default="on")]
+Replan = Annotated[str | None, typer.Option(help="reflect, verdict or never.", show_default="reflect")]
+UseMemory = Annotated[bool | None, typer.Option("--memory/--no-memory", help="Recall and remember.", show_default="on")]
+Frozen = Annotated[bool | None, typer.Option("--frozen", help="Recall from the memory, and write nothing to it.")]
+JudgeKind = Annotated[
+    str | None, typer.Option("--judge", help="auto, reference, llm, peer, trust or none.", show_default="auto")
+]
+MaxCalls = Annotated[
+    int | None, typer.Option(min=1, help="The Executor's model calls per question.", show_default="20")
+]
+Tool = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tool", help="search, lookup, fetch or web_image_to_image_search. Repeatable.", show_default="search"
+    ),
+]
+
+
+def team_flags(
+    *,
+    corpus: list[Path] | None,
+    index: Path | None,
+    model: str | None,
+    base_url: str | None,
+    replay: Path | None,
+    record: Path | None,
+    plan: bool | None,
+    replan: str | None,
+    memory: bool | None,
+    frozen: bool | None,
+    judge: str | None,
+    max_calls: int | None,
+    tool: list[str] | None,
+) -> dict[str, Any]:
+    """The flags that `ask` and `run` share, under their dotted names."""
+    return {
+        "search.corpus": tuple(str(path) for path in corpus) if corpus else None,
+        "search.index": str(index) if index else None,
+        "models.default.model": model,
+        "models.default.base_url": base_url,
+        "models.default.provider": "replay" if replay else None,
+        "models.default.path": str(replay) if replay else None,
+        "models.record": str(record) if record else None,
+        "line.plan": plan,
+        "line.replan": replan,
+        "memory.enabled": memory,
+        "memory.frozen": frozen,
+        "judge.kind": judge,
+        "executor.max_calls": max_calls,
+        "executor.tools": tuple(tool) if tool else None,
+    }

@@ -1,0 +1,1 @@
+"""What we do with many questions: read them, answer them all, and say how well."""

@@ -1,0 +1,122 @@
+"""`mia ask`: one question, answered and remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mia.cli import options, output
+from mia.cli.stages import StageLines
+
+if TYPE_CHECKING:
+    from mia.config import Config
+    from mia.types import Episode, Task
+
+
+def ask(
+    context: typer.Context,
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    corpus: options.Corpus = None,
+    index: options.Index = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image that the question is about. Repeatable.")] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="A right answer, for the judge's eyes only. Repeatable.")
+    ] = None,
+    id: Annotated[str, typer.Option(help="An id for the question (recordings and image caches go by it).")] = "",
+    model: options.Model = None,
+    base_url: options.BaseUrl = None,
+    replay: options.Replay = None,
+    record: options.Record = None,
+    plan: options.Plan = None,
+    replan: options.Replan = None,
+    memory: options.UseMemory = None,
+    frozen: options.Frozen = None,
+    judge: options.JudgeKind = None,
+    withhold: Annotated[
+        bool | None, typer.Option("--withhold", help="Hold back an answer whose support is weak (with --judge trust).")
+    ] = None,
+    max_calls: options.MaxCalls = None,
+    tool: options.Tool = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show the models' text as it comes.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the answer.")] = False,
+    json: output.JsonFlag = False,
+) -> None:
+    """Answer one question, and learn from it.
+
+    The answer alone goes to stdout; what happens on the way to stderr. `mia show last` opens all of it up again.
+    """
+    from mia.types import Image, Question, Task
+
+    config = options.shared(context).config(
+        options.team_flags(
+            corpus=corpus,
+            index=index,
+            model=model,
+            base_url=base_url,
+            replay=replay,
+            record=record,
+            plan=plan,
+            replan=replan,
+            memory=memory,
+            frozen=frozen,
+            judge=judge,
+            max_calls=max_calls,
+            tool=tool,
+        )
+        | {"judge.withhold": withhold}
+    )
+    images = tuple(Image.from_file(path) for path in image or ())
+    task = Task(question=Question.of(question, id=id, images=images), references=tuple(reference or ()))
+    lines = None if quiet else StageLines(stream=stream)
+    episode = asyncio.run(_ask(task, config, lines, stream=stream, json=json))
+    if episode.answer is None:
+        raise typer.Exit(1)
+
+
+async def _ask(task: Task, config: Config, lines: StageLines | None, *, stream: bool, json: bool) -> Episode:
+    from mia.episode import absorb, answer
+    from mia.events import ignore
+    from mia.models.ledger import Ledger
+    from mia.team import build_team, question_budget
+
+    on_event = lines or ignore
+    team = build_team(config)
+    try:
+        ledger = Ledger(
+            task.question.id, budget=question_budget(config.budget.question), on_event=on_event, stream=stream
+        )
+        episode = await answer(task, team, ledger)
+        # Shown before it is absorbed: the answer does not wait for the memory.
+        if json:
+            output.result_json(episode.model_dump(mode="json"))
+        else:
+            _show(episode, quiet=lines is None)
+        memories = await absorb(episode, team, ledger)
+        if lines is not None and memories:
+            output.note(f"remember {memories[0].judgement} workflow {memories[0].id}")
+    finally:
+        await team.close()
+    return episode
+
+
+def _show(episode: Episode, *, quiet: bool) -> None:
+    if episode.answer is not None:
+        output.result(episode.answer.text)
+    elif episode.withheld:
+        support = episode.verdict.support if episode.verdict else None
+        output.warn(f"The answer is held back: {support.reason if support else 'its support is weak'}")
+    else:
+        output.warn(f"No answer: {episode.stop.sentence if episode.stop else 'the line did not run'}")
+    if quiet:
+        return
+    for citation in episode.answer.citations if episode.answer else ():
+        output.note(f"source  [{citation.passage_id}] “{citation.quote}”")
+    usage = episode.total_usage
+    cost = f", ${usage.cost:.4f}" if usage.cost else ""
+    output.note(
+        f"total   {usage.calls} model calls, {usage.tokens} tokens{cost}, {episode.seconds:.1f} s"
+        f" · mia show {episode.id}"
+    )

@@ -1,0 +1,185 @@
+"""`mia run`: a stream of questions into a folder, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mia.cli import options, output
+
+if TYPE_CHECKING:
+    from mia.config import Config
+    from mia.evals.run import Progress, Run, Runner
+    from mia.evals.summary import Summary
+    from mia.types import Task
+
+
+def run(
+    context: typer.Context,
+    questions: Annotated[Path, typer.Argument(help='JSON Lines: {"question": …, "answers": […], "id": …}; also .gz.')],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder.", show_default="runs/<name of the file>")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Questions at a time.", show_default="8")] = None,
+    corpus: options.Corpus = None,
+    index: options.Index = None,
+    model: options.Model = None,
+    base_url: options.BaseUrl = None,
+    replay: options.Replay = None,
+    record: options.Record = None,
+    plan: options.Plan = None,
+    replan: options.Replan = None,
+    memory: options.UseMemory = None,
+    frozen: options.Frozen = None,
+    judge: options.JudgeKind = None,
+    max_calls: options.MaxCalls = None,
+    tool: options.Tool = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop the run at so many tokens.")] = None,
+    max_money: Annotated[float | None, typer.Option(min=0, help="Stop the run at so many US dollars.")] = None,
+    json: output.JsonFlag = False,
+) -> None:
+    """Answer a file of questions, remembering each.
+
+    Every finished question is one line of episodes.jsonl in the run's folder. Ctrl-C finishes the questions under way
+    and stops; a second one stops at once. Either way `--resume` goes on, and no question is lost or asked twice.
+    """
+    from mia.evals.run import open_run
+    from mia.evals.tasks import read_tasks
+
+    config = options.shared(context).config(
+        options.team_flags(
+            corpus=corpus,
+            index=index,
+            model=model,
+            base_url=base_url,
+            replay=replay,
+            record=record,
+            plan=plan,
+            replan=replan,
+            memory=memory,
+            frozen=frozen,
+            judge=judge,
+            max_calls=max_calls,
+            tool=tool,
+        )
+        | {"run.concurrency": concurrency, "budget.run.tokens": max_tokens, "budget.run.money": max_money}
+    )
+    tasks = read_tasks(questions)[:limit]
+    folder = out or Path("runs") / questions.name.removesuffix(".gz").removesuffix(".jsonl")
+    opened = open_run(folder, tasks, config, resume=resume)
+    progress = asyncio.run(_run(opened, tasks, config))
+    if json:
+        output.result_json({"folder": str(folder), "stopped": progress.stopped, **progress.summary.as_dict()})
+    else:
+        _show(progress, folder)
+    if progress.stopped or progress.unanswered:
+        raise typer.Exit(1)
+
+
+async def _run(opened: Run, tasks: list[Task], config: Config) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from mia.evals.run import Runner
+    from mia.team import build_team, question_budget
+
+    if opened.done:
+        output.note(f"{len(opened.done)} of {len(tasks)} questions are answered already.")
+    team = build_team(config)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[say]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=output.console(), transient=True) as bar:
+        shown = bar.add_task("run", total=len(tasks), completed=len(opened.done), say="")
+
+        def on_progress(progress: Progress) -> None:
+            bar.update(shown, completed=progress.summary.answered, say=_say(progress.summary))
+
+        runner = Runner(
+            opened,
+            tasks,
+            team,
+            concurrency=config.run.concurrency,
+            question_budget=question_budget(config.budget.question),
+            run_budget=question_budget(config.budget.run),
+            on_progress=on_progress,
+        )
+        _stop_on_interrupt(runner)
+        try:
+            return await runner.run()
+        except asyncio.CancelledError:
+            output.warn("Stopped at once; --resume goes on.")
+            raise KeyboardInterrupt from None
+        finally:
+            await team.close()
+
+
+def _stop_on_interrupt(runner: Runner) -> None:
+    """First Ctrl-C: finish what is under way. Second: cancel it."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def interrupted() -> None:
+        if runner.progress.stopped:
+            task.cancel()
+            return
+        output.warn("Finishing the questions under way; Ctrl-C again stops at once.")
+        runner.stop("stopped by Ctrl-C")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+
+
+def _say(summary: Summary) -> str:
+    accuracy, usage = summary.accuracy, summary.usage
+    shares = f"{accuracy.estimate:.0%} correct" if accuracy else "nothing judged"
+    cost = f" · ${usage.cost:.2f}" if usage.cost else ""
+    return f"{shares} · {usage.tokens:,} tokens{cost}"
+
+
+def _show(progress: Progress, folder: Path) -> None:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _rows(progress):
+        table.add_row(name, value)
+    output.result_console().print(table)
+    for question_id, why in list(progress.unanswered.items())[:5]:
+        output.warn(f"not asked: {question_id}: {why}")
+    if progress.stopped or progress.unanswered:
+        output.warn(f"Not finished{f': {progress.stopped}' if progress.stopped else ''}. Add --resume to go on.")
+    output.note(f"episodes: {folder / 'episodes.jsonl'} · mia show --from {folder / 'episodes.jsonl'} ID")
+
+
+def _rows(progress: Progress) -> list[tuple[str, str]]:
+    page: dict[str, Any] = progress.summary.as_dict()
+    rows = [("questions", f"{page['answered']} of {progress.total} answered")]
+    if page["accuracy"] is not None:
+        low, high = page["accuracy_95"]
+        rows.append(
+            (
+                "correct",
+                f"{page['correct']} of {page['judged']}: {page['accuracy']:.1%} (95 %: {low:.1%} to {high:.1%})",
+            )
+        )
+    if page["answered"] - page["judged"]:
+        rows.append(("unjudged", str(page["answered"] - page["judged"])))
+    rows += [(f"mean {name}", f"{value:.3f}") for name, value in page["scores"].items()]
+    rows.append(("replanned", str(page["replans"])))
+    rows.append(("with memories", str(page["with_memory"])))
+    cost = f", ${page['cost']:.4f}" if page["cost"] else ""
+    tokens = page["prompt_tokens"] + page["completion_tokens"]
+    rows.append(("spent", f"{page['calls']:,} model calls, {tokens:,} tokens{cost}"))
+    rows += [(f"stopped: {name}", str(count)) for name, count in page["stops"].items() if name != "answered"]
+    rows += [(f"failed in {name}", str(count)) for name, count in page["failures"].items()]
+    return rows

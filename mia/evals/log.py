@@ -1,0 +1,127 @@
+"""The episodes of a run in one JSON Lines file: what is in it was answered, and survives any death.
+
+A line is on the disk before its question counts as answered. Lines that arrive together are synced together, so many
+questions at once cost few syncs. A line that a crash tore off is cut away on opening; a broken line anywhere else is
+somebody's edit and refused by number. One process writes a log at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mia.errors import RecordError, StoreError
+from mia.types import Episode, load_episode
+
+
+class EpisodeLog:
+    """An append-only file of episodes, open for one run."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.path = path
+        self._file = file
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> EpisodeLog:
+        """Open or create the log, and cut a torn last line away.
+
+        Raises StoreError if the file cannot be written or another process writes it.
+        """
+        try:
+            file = path.open("a+b")
+        except OSError as error:
+            raise StoreError(f"cannot write '{path}': {error.strerror}.") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise StoreError(
+                f"another process is writing '{path}'.", hint="wait for it, or give this run another --out"
+            ) from error
+        _cut_torn_line(file)
+        return cls(file, path)
+
+    def episodes(self) -> Iterator[Episode]:
+        """The episodes that are in the file, one at a time. Raises RecordError naming a broken line."""
+        yield from read_episodes(self.path)
+
+    async def append(self, episode: Episode) -> None:
+        """Add one episode; returns when it is on the disk. Raises StoreError, and the file is then as before."""
+        line = episode.model_dump_json().encode("utf-8", "surrogatepass") + b"\n"
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((line, done))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        # Shielded: a cancelled question must not break off the write that others share.
+        await asyncio.shield(done)
+
+    async def close(self) -> None:
+        """Wait for what is being written, then let go of the file and its lock."""
+        if self._writer is not None:
+            await self._writer
+        self._file.close()
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            failure: StoreError | None = None
+            try:
+                await asyncio.to_thread(self._append, b"".join(line for line, _ in batch))
+            except OSError as error:
+                failure = StoreError(
+                    f"cannot write '{self.path}': {error.strerror}.",
+                    hint="make room on the disk, then run the same command with --resume",
+                )
+            for _, done in batch:
+                if done.cancelled():
+                    continue
+                if failure is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(failure)
+
+    def _append(self, lines: bytes) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            view = memoryview(lines)
+            while view:
+                view = view[os.write(self._file.fileno(), view) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            os.ftruncate(self._file.fileno(), end)
+            raise
+
+
+def read_episodes(path: Path) -> Iterator[Episode]:
+    """The episodes of a log or of any file of episodes, one at a time. Raises RecordError naming a broken line."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    try:
+                        yield load_episode(line)
+                    except RecordError as error:
+                        raise RecordError(f"'{path}', line {number}: {error.got}", hint=error.hint) from error
+    except OSError as error:
+        raise RecordError(f"cannot read '{path}': {error.strerror}.") from error
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    position = size
+    while position > 0:
+        begin = max(0, position - 65_536)
+        file.seek(begin)
+        block = file.read(position - begin)
+        last = block.rfind(b"\n")
+        if last >= 0:
+            file.truncate(begin + last + 1)
+            return
+        position = begin
+    file.truncate(0)

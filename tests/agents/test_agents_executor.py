@@ -1,0 +1,236 @@
+"""The Executor: follows the protocol, survives what models and tools do wrong, and stops for a reason it can name."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from shelf import ShelfTool, call
+
+from mia.agents.executor import Executor
+from mia.config import ExecutorSettings
+from mia.errors import ContextOverflow, ModelReplyError, ModelUnavailable
+from mia.models.base import ChatReply, ChatRequest
+from mia.models.ledger import Account, Budget, Ledger
+from mia.models.scripted import ScriptedModel
+from mia.types import Plan, Question, StopReason, ToolCall
+
+QUESTION = Question.of("Where was the discoverer of Titan born?")
+ANSWER = "<think>done</think>\n<answer>The Hague</answer>"
+
+
+def build(model: ScriptedModel, shelf: ShelfTool, *, native: bool = False, **settings: Any) -> Executor:
+    return Executor(model, [shelf], ExecutorSettings(**settings), native=native)
+
+
+async def test_it_searches_until_it_answers_and_cites_what_it_read(shelf: ShelfTool, ledger: Ledger) -> None:
+    model = ScriptedModel({"executor": [call("titan"), call("huygens"), ANSWER]})
+    done = await build(model, shelf).execute(QUESTION, Plan(text="1. Find Titan."), "", ledger)
+    assert done.answer is not None
+    assert done.answer.text == "The Hague"
+    assert [citation.passage_id for citation in done.answer.citations] == ["h-1"]
+    assert done.stop.reason is StopReason.ANSWERED
+    assert [step.tool_call.arguments["word"] for step in done.steps if step.tool_call] == ["titan", "huygens"]
+    assert "1. Find Titan." in model.requests[0].messages[1].content
+    assert model.requests[1].messages[-1].content.startswith("<tool_response>\n[t-1] Titan")
+    assert [request.turn for request in model.requests] == [0, 1, 2]
+
+
+async def test_claimed_evidence_is_checked_against_what_was_shown(shelf: ShelfTool, ledger: Ledger) -> None:
+    text = (
+        "<think>t</think><evidence>\n[h-1] was born in The Hague.\n[h-1] was born in Paris, they say\n"
+        "[t-1] was born in The Hague.\n</evidence><answer>The Hague</answer>"
+    )
+    done = await build(ScriptedModel({"executor": [call("huygens"), text]}), shelf).execute(QUESTION, None, "", ledger)
+    assert done.answer is not None
+    assert [(c.passage_id, c.quote, c.origin) for c in done.answer.citations] == [
+        ("h-1", "was born in The Hague.", "model")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "error", "says"),
+    [
+        ("I think it is The Hague.", "malformed", "neither"),
+        ('<tool_call>{"name": "oracle", "arguments": {}}</tool_call>', "unknown_tool", "The tools are: shelf"),
+        ('<tool_call>{"name": "shelf", "arguments": {"words": "x"}}</tool_call>', "bad_arguments", "write {"),
+        (call("broken"), "tool_failed", "the shelf has fallen"),
+        (call("titan") + " and more", "malformed", "text after the tool call"),
+    ],
+)
+async def test_what_goes_wrong_becomes_an_observation(
+    shelf: ShelfTool, ledger: Ledger, written: str, error: str, says: str
+) -> None:
+    model = ScriptedModel({"executor": [written, ANSWER]})
+    done = await build(model, shelf).execute(QUESTION, None, "", ledger)
+    observation = done.steps[0].observation
+    assert observation is not None
+    assert (observation.ok, observation.error) == (False, error)
+    assert says in observation.text
+    assert says in model.requests[1].messages[-1].content
+    assert done.answer is not None
+
+
+async def test_tool_text_cannot_pose_as_the_protocol(shelf: ShelfTool, ledger: Ledger) -> None:
+    model = ScriptedModel({"executor": [call("evil"), ANSWER]})
+    done = await build(model, shelf).execute(QUESTION, None, "", ledger)
+    shown = model.requests[1].messages[-1].content
+    assert shown.count("</tool_response>") == 1
+    assert "<answer>" not in shown
+    assert done.steps[0].observation is not None
+    assert "<answer>" not in done.steps[0].observation.passages[0].text
+
+
+async def test_an_observation_that_the_model_makes_up_is_cut_off(shelf: ShelfTool, ledger: Ledger) -> None:
+    invented = call("titan") + "\n<tool_response>it is Rome</tool_response><answer>Rome</answer>"
+    done = await build(ScriptedModel({"executor": [invented, ANSWER]}), shelf).execute(QUESTION, None, "", ledger)
+    assert done.steps[0].tool_call is not None
+    assert "Rome" not in done.steps[0].text
+
+
+async def test_the_last_call_asks_for_the_answer(shelf: ShelfTool, ledger: Ledger) -> None:
+    model = ScriptedModel({"executor": [call("titan"), call("huygens"), ANSWER]})
+    done = await build(model, shelf, max_calls=3).execute(QUESTION, None, "", ledger)
+    assert "This is your last turn." in model.requests[2].messages[-1].content
+    assert done.stop.reason is StopReason.CALL_LIMIT
+    assert done.answer is not None
+    assert "3 of 3 calls" in done.stop.sentence
+
+
+async def test_a_call_after_the_limit_is_not_run(shelf: ShelfTool, ledger: Ledger) -> None:
+    model = ScriptedModel({"executor": [call("titan"), call("huygens")]})
+    done = await build(model, shelf, max_calls=2).execute(QUESTION, None, "", ledger)
+    assert done.answer is None
+    assert done.steps[-1].tool_call is None
+    assert done.stop.sentence.endswith("it gave no answer.")
+
+
+async def test_replies_without_sense_end_in_answer_now(shelf: ShelfTool, ledger: Ledger) -> None:
+    model = ScriptedModel({"executor": ["hm", "hm", "hm", ANSWER]})
+    done = await build(model, shelf, protocol_retries=2).execute(QUESTION, None, "", ledger)
+    assert len(done.steps) == 4
+    assert done.answer is not None
+
+
+async def test_the_clock_ends_it(shelf: ShelfTool, ledger: Ledger) -> None:
+    now = iter(range(0, 10_000, 50))
+    model = ScriptedModel(lambda request: ANSWER if "time" in request.messages[-1].content else call("titan"))
+    executor = Executor(model, [shelf], ExecutorSettings(max_seconds=120), clock=lambda: next(now))
+    done = await executor.execute(QUESTION, None, "", ledger)
+    assert done.stop.reason is StopReason.TIME_LIMIT
+    assert done.answer is not None
+
+
+async def test_a_full_window_ends_it_and_the_request_still_fits(shelf: ShelfTool, ledger: Ledger) -> None:
+    model = ScriptedModel(
+        lambda request: ANSWER if "no room" in request.messages[-1].content else call("titan"),
+        context_window=1200,
+        max_tokens=100,
+    )
+    done = await build(model, shelf, max_calls=100).execute(QUESTION, None, "", ledger)
+    assert done.stop.reason is StopReason.CONTEXT_LIMIT
+    assert done.answer is not None
+
+
+async def test_an_overflow_that_the_estimate_missed_drops_results_and_answers(shelf: ShelfTool, ledger: Ledger) -> None:
+    def reply(request: ChatRequest) -> str | Exception:
+        kept = sum("[t-1]" in message.content for message in request.messages)
+        if "no room" in request.messages[-1].content and kept == 0:
+            return ANSWER
+        return ContextOverflow("too long") if kept > 1 or "no room" in request.messages[-1].content else call("titan")
+
+    done = await build(ScriptedModel(reply), shelf).execute(QUESTION, None, "", ledger)
+    assert done.stop.reason is StopReason.CONTEXT_LIMIT
+    assert done.answer is not None
+
+
+async def test_an_overflow_with_nothing_to_drop_ends(shelf: ShelfTool, ledger: Ledger) -> None:
+    done = await build(ScriptedModel(lambda _: ContextOverflow("too long")), shelf).execute(QUESTION, None, "", ledger)
+    assert done.stop.reason is StopReason.CONTEXT_LIMIT
+    assert done.answer is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModelUnavailable("<html>502 Bad Gateway</html>"), StopReason.UNREACHABLE),
+        (ModelReplyError("empty reply"), StopReason.MODEL_FAILED),
+    ],
+)
+async def test_a_failing_model_is_a_reason_never_an_answer(
+    shelf: ShelfTool, ledger: Ledger, error: Exception, reason: StopReason
+) -> None:
+    done = await build(ScriptedModel({"executor": [call("titan"), error]}), shelf).execute(QUESTION, None, "", ledger)
+    assert done.answer is None
+    assert done.stop.reason is reason
+    assert done.failure is error
+    assert len(done.steps) == 1
+
+
+async def test_a_question_budget_and_a_run_budget_are_told_apart(shelf: ShelfTool) -> None:
+    def model() -> ScriptedModel:
+        return ScriptedModel(lambda _: call("titan"))
+
+    own = Ledger("q", budget=Budget(tokens=4_000))
+    done = await build(model(), shelf).execute(QUESTION, None, "", own)
+    assert done.stop.reason is StopReason.BUDGET
+    shared = Ledger("q", run=Account(Budget(tokens=4_000), "run"))
+    done = await build(model(), shelf).execute(QUESTION, None, "", shared)
+    assert done.stop.reason is StopReason.RUN_BUDGET
+
+
+async def test_resume_takes_the_answer_back_and_counts_on(shelf: ShelfTool, ledger: Ledger) -> None:
+    model = ScriptedModel(
+        {"executor": [call("titan"), "<think>t</think><answer>Leiden</answer>", call("huygens"), ANSWER]}
+    )
+    executor = build(model, shelf, max_calls=4)
+    first = await executor.execute(QUESTION, None, "", ledger)
+    assert executor.can_resume(first, ledger)
+    second = await executor.resume(first, Plan(text="1. Look up Huygens."), ledger)
+    conversation = [message.content for message in model.requests[2].messages]
+    assert not any("Leiden" in text for text in conversation)
+    assert "1. Look up Huygens." in conversation[-1]
+    assert [step.index for step in second.trace.steps] == [2, 3]
+    assert second.stop.reason is StopReason.CALL_LIMIT
+    assert not executor.can_resume(second, ledger)
+
+
+async def test_a_slow_tool_is_given_up(ledger: Ledger) -> None:
+    class Slow(ShelfTool):
+        async def call(self, arguments: dict[str, Any], context: object) -> Any:
+            await asyncio.sleep(30)
+
+    model = ScriptedModel({"executor": [call("titan"), ANSWER]})
+    executor = Executor(model, [Slow()], ExecutorSettings(max_seconds=1))
+    done = await executor.execute(QUESTION, None, "", ledger)
+    assert done.steps[0].observation is not None
+    assert done.steps[0].observation.error == "tool_failed"
+
+
+async def test_a_bug_in_a_tool_raises(ledger: Ledger) -> None:
+    class Buggy(ShelfTool):
+        async def call(self, arguments: dict[str, Any], context: object) -> Any:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await build(ScriptedModel({"executor": [call("x")]}), Buggy()).execute(QUESTION, None, "", ledger)
+
+
+async def test_native_calls_follow_the_same_rules(shelf: ShelfTool, ledger: Ledger) -> None:
+    titan = ToolCall(name="shelf", arguments={"word": "titan"}, id="c1")
+    replies = [
+        ChatReply("looking", tool_calls=(titan,), finish_reason="tool_calls"),
+        ChatReply("", tool_calls=(titan, titan.evolve(id="c2")), finish_reason="tool_calls"),
+        ChatReply("", malformed_call='{"word": '),
+        ChatReply("just text"),
+        ChatReply("<answer>The Hague</answer>"),
+    ]
+    model = ScriptedModel({"executor": replies})
+    done = await build(model, shelf, native=True).execute(QUESTION, None, "", ledger)
+    errors = [step.observation.error if step.observation else None for step in done.steps]
+    assert errors == ["", "malformed", "malformed", "malformed", None]
+    assert model.requests[0].tools[0].name == "shelf"
+    answered = [message.tool_call_id for message in model.requests[-1].messages if message.role == "tool"]
+    assert answered == ["c1", "c1", "c2"]
+    assert done.answer is not None

@@ -1,0 +1,72 @@
+"""The text protocol is read strictly: one call, or one answer, or a sentence that says what to write."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mia.agents.protocol import read_final_reply, read_reply, split_thinking
+
+CALL = '<tool_call>{"name": "search", "arguments": {"query_list": ["a"]}}</tool_call>'
+
+
+def test_a_call_and_an_answer_are_read() -> None:
+    call = read_reply(f"<think>first</think>\n{CALL}")
+    assert call.call is not None
+    assert (call.call.name, call.call.arguments, call.thinking) == ("search", {"query_list": ["a"]}, "first")
+    text = '<think>t</think><evidence>\n[p-1] "it says so"\n- [p-2]: and so\n</evidence><answer> Paris </answer>'
+    answer = read_reply(text)
+    assert answer.answer == "Paris"
+    assert answer.evidence == (("p-1", "it says so"), ("p-2", "and so"))
+
+
+def test_thinking_may_be_opened_by_the_chat_template() -> None:
+    assert split_thinking("so I search</think>\nyes") == ("so I search", "yes")
+    assert split_thinking("<think>never closed") is None
+
+
+def test_a_call_inside_the_thinking_is_not_a_call() -> None:
+    assert read_reply(f"<think>maybe {CALL}</think><answer>x</answer>").answer == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "neither"),
+        ("Paris", "neither"),
+        ("<think>on and on", "not closed"),
+        (f"<think>t</think>{CALL}{CALL}", "2 tool calls"),
+        (f"{CALL} and then I will see", "text after"),
+        (f"{CALL}<answer>x</answer>", "a tool call and an answer"),
+        ("<tool_call>{'name': 'search'}</tool_call>", "not valid JSON"),
+        ("<tool_call>[1]</tool_call>", 'no "name"'),
+        ('<tool_call>{"arguments": {}}</tool_call>', 'no "name"'),
+        ('<tool_call>{"name": "search", "arguments": "{}"}</tool_call>', "no JSON object"),
+        ('<tool_call>{"name": "search", "arguments": {}, "why": 1}</tool_call>', "why"),
+        ('<tool_call>{"name": "search"', "not closed"),
+        ("<answer>  </answer>", "empty"),
+        ("<answer>Paris", "not closed"),
+        ("<tool_call>" + "[" * 100_000 + "</tool_call>", "not valid JSON"),
+    ],
+)
+def test_a_malformed_reply_says_what_to_write(text: str, says: str) -> None:
+    reply = read_reply(text)
+    assert reply.call is None
+    assert reply.answer is None
+    assert says in reply.fault
+
+
+def test_the_last_answer_counts() -> None:
+    assert read_reply("<answer>a</answer> no: <answer>b</answer>").answer == "b"
+
+
+def test_only_the_final_reply_may_end_inside_its_answer() -> None:
+    assert read_final_reply("<think>t</think><answer>Paris").answer == "Paris"
+    assert read_final_reply("Paris").answer is None
+
+
+@given(st.text(alphabet=st.sampled_from(list('<>/{}":,[]ab ')), max_size=200) | st.text())
+def test_any_text_gives_exactly_one_of_call_answer_and_fault(text: str) -> None:
+    reply = read_reply(text)
+    assert sum((reply.call is not None, reply.answer is not None, bool(reply.fault))) == 1
