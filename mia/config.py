@@ -22,7 +22,7 @@ from mia.types import Role
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ModelSettings(Section):
@@ -172,7 +172,9 @@ class RunSettings(Section):
 class Config(BaseSettings):
     """Everything that can be set, in one page."""
 
-    model_config = SettingsConfigDict(env_prefix="MIA_", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MIA_", env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
 
     home: Path = Path(".mia")
     """Where indexes, memory, episodes and runs are kept unless told otherwise."""

@@ -64,3 +64,14 @@ class Prompt:
 def defuse(text: str) -> str:
     """Text from outside with our tags made harmless: their `<` becomes `‹`, so data cannot pose as structure."""
     return _FENCE.sub("‹", text)
+
+
+def split_thinking(text: str) -> tuple[str, str] | None:
+    """(the thinking, what follows it) of a model's reply; None if thinking was begun and never ended.
+
+    Some chat templates open the thinking themselves, so a reply may hold only the closing tag.
+    """
+    before, closing, after = text.rpartition("</think>")
+    if "<think>" in after:
+        return None
+    return before.replace("<think>", "").replace("</think>", "").strip(), after.strip()

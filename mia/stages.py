@@ -173,7 +173,10 @@ class Draft:
         if attempt.answer is None:
             verdict = _without_answer(attempt)
         else:
-            work = self._team.judge.judge(self._task, attempt, self._ledger)
+            # A replan builds on what was found before it, so the judge sees every step up to the answer.
+            steps = tuple(step for earlier in self._attempts[: index + 1] for step in earlier.trace.steps)
+            whole = attempt.evolve(trace=attempt.trace.evolve(steps=steps))
+            work = self._team.judge.judge(self._task, whole, self._ledger)
             judged = await self._stage("judge", work, _say_verdict)
             verdict = judged or Verdict(outcome=Outcome.UNJUDGED, judge="none", reason=self._failures[-1].message)
         self._attempts[index] = attempt.evolve(verdict=verdict)

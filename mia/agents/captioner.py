@@ -6,11 +6,10 @@ import json
 import os
 from pathlib import Path
 
-from mia.agents.protocol import split_thinking
 from mia.errors import ModelReplyError, StoreError
 from mia.models.base import ChatModel, ChatRequest
 from mia.models.ledger import Ledger
-from mia.prompt import Prompt
+from mia.prompt import Prompt, split_thinking
 from mia.transcript import cut_words
 from mia.types import Image, Message, Question, Role
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mia.agents.citations import cite
-from mia.agents.protocol import STOP, Reply, read_final_reply, read_reply, split_thinking
+from mia.agents.protocol import STOP, Reply, read_final_reply, read_reply
 from mia.config import ExecutorSettings
 from mia.errors import (
     BudgetExceeded,
@@ -28,7 +28,7 @@ from mia.errors import (
 from mia.events import StepFinished
 from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
 from mia.models.ledger import Ledger
-from mia.prompt import Prompt, defuse
+from mia.prompt import Prompt, defuse, split_thinking
 from mia.tools.base import BadArguments, Tool, ToolContext
 from mia.types import (
     Answer,
@@ -93,16 +93,12 @@ class Executor:
         settings: ExecutorSettings,
         *,
         native: bool = False,
-        temperature: float | None = None,
-        top_p: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tools = {tool.schema.name: tool for tool in tools}
         self._model = model
         self._settings = settings
         self._native = native
-        self._temperature = temperature
-        self._top_p = top_p
         self._clock = clock
         self._schemas = tuple(tool.schema for tool in tools)
         self._system = Message(
@@ -234,8 +230,6 @@ class Executor:
                 purpose="execute",
                 tools=self._schemas if self._native else (),
                 stop=() if self._native else STOP,
-                temperature=self._temperature,
-                top_p=self._top_p,
             ),
         )
 

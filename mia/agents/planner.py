@@ -13,11 +13,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mia.agents.protocol import split_thinking
 from mia.errors import MiaError, ModelReplyError
 from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
 from mia.models.ledger import Ledger
-from mia.prompt import Prompt, defuse
+from mia.prompt import Prompt, defuse, split_thinking
 from mia.transcript import TRACE_WORDS, cut_words, render_steps
 from mia.types import Answer, Message, Plan, Question, Recall, Reflection, Role, Step
 
@@ -71,14 +70,10 @@ class Planner:
         *,
         cold_start: ChatModel | None = None,
         best_of: int = 1,
-        temperature: float | None = None,
-        top_p: float | None = None,
     ) -> None:
         self._model = model
         self._cold_start = cold_start
         self._best_of = best_of
-        self._temperature = temperature
-        self._top_p = top_p
 
     @property
     def wants_plan_pairs(self) -> bool:
@@ -112,7 +107,7 @@ class Planner:
         messages = (Message(role="system", content=_SYSTEM.text), Message(role="user", content=request))
         model = self._cold_start if self._cold_start is not None and recall.cold else self._model
         if self._best_of == 1:
-            reply = await self._ask(model, messages, "plan", ledger, self._temperature)
+            reply = await self._ask(model, messages, "plan", ledger)
             return Planned(_read_plan(reply.text, words), (*messages, Message(role="assistant", content=reply.text)))
         return await self._best_plan(question, model, messages, words, pairs, ledger)
 
@@ -131,7 +126,7 @@ class Planner:
     async def reflect(self, messages: Messages, ledger: Ledger) -> Reflected:
         """Say whether to replan, after `show`; exactly one word is read. Raises ModelError, BudgetExceeded."""
         asked = _append_request(messages, _REFLECT.text)
-        reply = await self._ask(self._model, asked, "reflect", ledger, self._temperature)
+        reply = await self._ask(self._model, asked, "reflect", ledger)
         parts = split_thinking(reply.text)
         thinking, word = parts if parts else (reply.text, "")
         match = _YES_NO.fullmatch(word)
@@ -144,14 +139,14 @@ class Planner:
         memories = "\n\n" + _FRESH.fill(memories=fresh.for_planner) if fresh and fresh.for_planner else ""
         request = _REPLAN.fill(memories=memories, words=str(REPLAN_WORDS))
         asked = _append_request(messages, request)
-        reply = await self._ask(self._model, asked, "replan", ledger, self._temperature)
+        reply = await self._ask(self._model, asked, "replan", ledger)
         return Planned(_read_plan(reply.text, REPLAN_WORDS), (*asked, Message(role="assistant", content=reply.text)))
 
     async def _best_plan(
         self, question: Question, model: ChatModel, messages: Messages, words: int, pairs: Recall | None, ledger: Ledger
     ) -> Planned:
         """Sample plans at temperature 1 and let the model choose; on any failure of the choice, the first is taken."""
-        asked = [self._ask(model, messages, "plan", ledger, 1.0) for _ in range(self._best_of)]
+        asked = [self._ask(model, messages, "plan", ledger, temperature=1.0) for _ in range(self._best_of)]
         replies = await asyncio.gather(*asked, return_exceptions=True)
         written: list[tuple[str, Plan]] = []
         for reply in replies:
@@ -186,7 +181,7 @@ class Planner:
             "additionalProperties": False,
         }
         try:
-            reply = await self._ask(self._model, messages, "choose", ledger, None, json_schema=schema)
+            reply = await self._ask(self._model, messages, "choose", ledger, json_schema=schema)
         except MiaError:
             return 0
         parts = split_thinking(reply.text)
@@ -202,7 +197,8 @@ class Planner:
         messages: Messages,
         purpose: str,
         ledger: Ledger,
-        temperature: float | None,
+        *,
+        temperature: float | None = None,
         json_schema: dict[str, object] | None = None,
     ) -> ChatReply:
         request = ChatRequest(
@@ -211,7 +207,6 @@ class Planner:
             question_id=ledger.question_id,
             purpose=purpose,
             temperature=temperature,
-            top_p=self._top_p,
             json_schema=json_schema,
         )
         return await ledger.complete(model, request)

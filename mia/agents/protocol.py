@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from mia.prompt import split_thinking
 from mia.types import ToolCall
 
 STOP = ("<tool_response>",)
@@ -33,19 +34,6 @@ class Reply:
     """(passage id, quote) as the model claims them; nothing is checked here."""
     fault: str = ""
     """What is wrong with the reply, and what to write instead."""
-
-
-def split_thinking(text: str) -> tuple[str, str] | None:
-    """(thinking, the rest); None if thinking was begun and never ended.
-
-    Some chat templates open the thinking themselves, so a reply may hold only the closing tag.
-    """
-    before, closing, after = text.rpartition("</think>")
-    if closing:
-        return before.replace("<think>", "").replace("</think>", "").strip(), after.strip()
-    if "<think>" in text:
-        return None
-    return "", text.strip()
 
 
 def read_reply(text: str) -> Reply:

@@ -11,7 +11,12 @@ import typer
 
 import mia
 from mia.cli import output
+from mia.cli.ask import ask
+from mia.cli.config import config
+from mia.cli.doctor import doctor
 from mia.cli.options import Shared
+from mia.cli.run import run
+from mia.cli.show import show
 from mia.errors import MiaError
 
 app = typer.Typer(
@@ -34,18 +39,24 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     context: typer.Context,
-    config: Annotated[
-        Path | None, typer.Option(help="A TOML file of settings.", show_default="mia.toml here, if there is one")
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="A TOML file of settings.", show_default="mia.toml here, if there is one"),
     ] = None,
     home: Annotated[Path | None, typer.Option(help="Where MIA keeps its files.", show_default=".mia")] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    context.obj = Shared(config_file=config, home=home)
+    context.obj = Shared(config_file=config_file, home=home)
 
 
 # Commands, in the order in which `mia --help` lists them.
+app.command()(ask)
+app.command()(run)
+app.command()(show)
+app.command()(config)
+app.command()(doctor)
 
 
 def main() -> None:

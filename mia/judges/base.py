@@ -15,5 +15,9 @@ class Judge(Protocol):
         ...
 
     async def judge(self, task: Task, attempt: Attempt, ledger: Ledger) -> Verdict:
-        """Raises JudgeError when no verdict can be had: the line then records "unjudged", never "incorrect"."""
+        """Raises JudgeError when no verdict can be had: the line then records "unjudged", never "incorrect".
+
+        The trace of `attempt` holds every step that led to its answer, those before a replan too: a judge that asks
+        whether the answer rests on what was found must see all that was found.
+        """
         ...

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mia.agents.protocol import read_final_reply, read_reply, split_thinking
+from mia.agents.protocol import read_final_reply, read_reply
+from mia.prompt import split_thinking
 
 CALL = '<tool_call>{"name": "search", "arguments": {"query_list": ["a"]}}</tool_call>'
 

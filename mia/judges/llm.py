@@ -1,0 +1,81 @@
+"""A model compares the answer with the references: CORRECT, INCORRECT or NOT_ATTEMPTED, and only CORRECT counts.
+
+The reply is the verdict and nothing else; anything more is asked again once. If the model cannot be reached or stays
+unreadable, the reference's words in the answer decide, and the verdict says so in `fallback`. The verdict carries no
+words of the model, so no reference can get into an episode through it.
+"""
+
+from __future__ import annotations
+
+from mia.errors import BudgetExceeded, JudgeError, ModelError
+from mia.judges.asking import StrictAsker, bare_words, show_question
+from mia.judges.reference import require_references, score
+from mia.models.base import ChatModel
+from mia.models.ledger import Ledger
+from mia.prompt import Prompt, defuse
+from mia.types import Attempt, Outcome, Task, Verdict
+
+_JUDGE = Prompt.beside(__file__, "llm")
+_REMINDER = Prompt.beside(__file__, "llm_reminder")
+
+_WORDS = {
+    "a": ("correct", Outcome.CORRECT),
+    "b": ("incorrect", Outcome.INCORRECT),
+    "c": ("not attempted", Outcome.NOT_ATTEMPTED),
+}
+_READINGS = {
+    prefix + form: outcome
+    for letter, (word, outcome) in _WORDS.items()
+    for form in (letter, word, f"{letter} {word}")
+    for prefix in ("", "verdict ")
+}
+
+
+def read_verdict(text: str) -> Outcome | None:
+    """The verdict that a reply (without its thinking) *is*; None where it is anything more, less or other.
+
+    Accepted: the letter, the word, or both where they agree, in any case, dressed in Markdown, quotes or brackets, and
+    behind "Verdict:".
+    """
+    return _READINGS.get(bare_words(text))
+
+
+class LlmJudge:
+    """Three-way judgement against the references, by a model."""
+
+    def __init__(self, model: ChatModel) -> None:
+        self._asker = StrictAsker(model)
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Prompt name → version."""
+        return {prompt.name: prompt.version for prompt in (_JUDGE, _REMINDER)}
+
+    async def judge(self, task: Task, attempt: Attempt, ledger: Ledger) -> Verdict:
+        """Raises JudgeError if there is no reference, or no budget to ask."""
+        answer = attempt.answer.text.strip() if attempt.answer else ""
+        references = require_references(task)
+        scores = score(answer, references)
+        if not answer:
+            reason = "there is no answer"
+            return Verdict(outcome=Outcome.NOT_ATTEMPTED, judge="llm", reason=reason, scores=scores)
+        request = _JUDGE.fill(
+            question=show_question(task.question),
+            references="\n".join(f"- {defuse(' '.join(reference.split()))}" for reference in references),
+            answer=defuse(answer),
+        )
+        try:
+            outcome = await self._asker.ask(
+                request, purpose="judge", read=read_verdict, reminder=_REMINDER, ledger=ledger
+            )
+        except BudgetExceeded as error:
+            raise JudgeError(f"no budget is left to judge: {error.got}", hint=error.hint) from error
+        except ModelError as error:
+            return Verdict(
+                outcome=Outcome.CORRECT if scores["sub_em"] else Outcome.INCORRECT,
+                judge="llm",
+                scores=scores,
+                # The kind of failure alone: an endpoint's message may echo the request, references and all.
+                fallback=f"{type(error).__name__}: judged by whether the answer contains a reference",
+            )
+        return Verdict(outcome=outcome, judge="llm", scores=scores)
