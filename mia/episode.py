@@ -11,11 +11,16 @@ judge is handed the reference answers; everything else sees the question alone. 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
+from mia.config import Config, load_config
 from mia.errors import MiaError
+from mia.events import OnEvent, ignore
 from mia.models.ledger import Ledger
 from mia.stages import Draft, failure
-from mia.team import Team
-from mia.types import Episode, Memory, Task, new_id
+from mia.team import Team, budget, build_team
+from mia.types import Episode, Memory, Question, Task, new_id
 
 
 async def live(task: Task, team: Team, ledger: Ledger, *, id: str = "", run: str = "") -> Episode:
@@ -55,6 +60,30 @@ async def absorb(episode: Episode, team: Team, ledger: Ledger) -> tuple[Memory, 
             shown = frozenset(recalled.memory_id for recalled in episode.recall.shown)
             await team.memory.credit(episode.id, shown, episode.verdict)
         memories = await team.memory.remember([episode], ledger)
+    if team.archive is not None:
+        await asyncio.to_thread(team.archive.save_episode, episode)
     if team.learner is not None:
         await team.learner.enqueue(episode)
     return memories
+
+
+def ask(
+    question: str, config: Config | None = None, *, references: Sequence[str] = (), on_event: OnEvent = ignore
+) -> Episode:
+    """One question, answered and absorbed, from code that is not async: build the team, live, close.
+
+    `config`: the resolved page of `mia.load_config`; None: as this machine has it. Inside a running event loop use
+    `build_team` and `live`. Raises ConfigError, CorpusError, StoreError, MissingExtra for what cannot be built.
+    """
+    config = config or load_config()
+    task = Task(question=Question.of(question), references=tuple(references))
+
+    async def whole() -> Episode:
+        team = build_team(config)
+        try:
+            ledger = Ledger(task.question.id, budget=budget(config.budget.question), on_event=on_event)
+            return await live(task, team, ledger)
+        finally:
+            await team.close()
+
+    return asyncio.run(whole())

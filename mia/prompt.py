@@ -71,7 +71,7 @@ def split_thinking(text: str) -> tuple[str, str] | None:
 
     Some chat templates open the thinking themselves, so a reply may hold only the closing tag.
     """
-    before, closing, after = text.rpartition("</think>")
+    before, _, after = text.rpartition("</think>")
     if "<think>" in after:
         return None
     return before.replace("<think>", "").replace("</think>", "").strip(), after.strip()

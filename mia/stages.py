@@ -59,7 +59,9 @@ class Draft:
 
     async def recall(self, question: Question) -> Recall:
         if self._team.memory is not None:
-            self._recall = await self._stage("recall", self._team.memory.recall(question), _say_recall)
+            self._recall = await self._stage(
+                "recall", self._team.memory.recall(question, ledger=self._ledger), _say_recall
+            )
         return self._recall or Recall()
 
     async def plan(self, question: Question, recall: Recall) -> Planned | None:
@@ -159,7 +161,9 @@ class Draft:
         if self._team.memory is None:
             return None
         seen = frozenset(recalled.memory_id for recalled in recall.shown)
-        fresh = await self._stage("recall", self._team.memory.recall(self._question, skip=seen), _say_recall)
+        fresh = await self._stage(
+            "recall", self._team.memory.recall(self._question, skip=seen, ledger=self._ledger), _say_recall
+        )
         if fresh is not None and self._recall is not None:
             # What was shown later counts as shown: it takes part in the credit and in "why".
             self._recall = self._recall.evolve(shown=(*self._recall.shown, *fresh.shown))

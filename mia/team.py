@@ -7,22 +7,40 @@ in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mia.agents.captioner import Captioner
 from mia.agents.executor import Executor
 from mia.agents.planner import Planner
-from mia.config import LineSettings
+from mia.config import Config, LimitSettings, LineSettings
+from mia.judges import build_judge
 from mia.judges.base import Judge
 from mia.memory.base import MemoryStrategy
-from mia.types import Episode
+from mia.models import Models, build_models
+from mia.models.ledger import Budget
+from mia.tools.base import Tool
+from mia.types import Episode, Role
+
+if TYPE_CHECKING:
+    from mia.search.base import SearchEngine
+    from mia.store.base import MemoryStore
 
 
 class Learner(Protocol):
     """What the line needs of a learner: a durable place to put an episode. Learning itself is another process."""
 
     async def enqueue(self, episode: Episode) -> None: ...
+
+
+class Archive(Protocol):
+    """Keeps episodes where no memory does."""
+
+    def save_episode(self, episode: Episode) -> None:
+        """Idempotent by id. Raises StoreError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,14 +53,108 @@ class Team:
     judge: Judge | None = None
     captioner: Captioner | None = None
     learner: Learner | None = None
+    archive: Archive | None = None
+    """Where episodes go when the memory is off or frozen."""
     line: LineSettings = field(default_factory=LineSettings)
     withhold: bool = False
     """Hold back a reported answer that the judge finds weakly supported."""
     config: str = ""
     """Digest of the configuration that built it."""
+    resources: AsyncExitStack = field(default_factory=AsyncExitStack)
+    """What `close` lets go of."""
 
     @property
     def prompts(self) -> dict[str, str]:
         """Prompt name → version, over all parts."""
         parts = (self.executor, self.planner, self.memory, self.judge, self.captioner)
         return {name: version for part in parts if part is not None for name, version in part.prompts.items()}
+
+    async def close(self) -> None:
+        """Let go of connections, files and indexes."""
+        await self.resources.aclose()
+
+
+def build_team(
+    config: Config,
+    *,
+    models: Models | None = None,
+    tools: Sequence[Tool] | None = None,
+    engine: SearchEngine | None = None,
+    memory: MemoryStrategy | None = None,
+    judge: Judge | None = None,
+    learner: Learner | None = None,
+) -> Team:
+    """The team that a configuration describes; what is handed in is used as it is, and not closed with the team.
+
+    Raises ConfigError, CorpusError, StoreError, MissingExtra: before any question is asked.
+    """
+    resources = AsyncExitStack()
+    if models is None:
+        models = build_models(config.models)
+        resources.push_async_callback(models.close)
+    if tools is None:
+        tools = _build_tools(config, engine, resources)
+    archive = None
+    if memory is None:
+        store = _open_store(config, resources)
+        if config.memory.enabled:
+            memory = _build_memory(config, store, models)
+        if not config.memory.enabled or config.memory.frozen:
+            archive = store
+    planner = Planner(models.planner, cold_start=models.cold_start, best_of=config.line.best_of)
+    native = config.models.of(Role.EXECUTOR).protocol == "native"
+    return Team(
+        executor=Executor(models.executor, tools, config.executor, native=native),
+        planner=planner if config.line.plan else None,
+        memory=memory,
+        judge=judge or build_judge(config.judge, models.judge),
+        captioner=Captioner(models.manager, config.home / "captions"),
+        learner=learner,
+        archive=archive,
+        line=config.line,
+        withhold=config.judge.withhold,
+        config=config.digest,
+        resources=resources,
+    )
+
+
+def budget(limits: LimitSettings) -> Budget:
+    """Limits of the configuration as the ledger takes them."""
+    return Budget(calls=limits.calls, tokens=limits.tokens, money=limits.money, seconds=limits.seconds)
+
+
+def _build_tools(config: Config, engine: SearchEngine | None, resources: AsyncExitStack) -> Sequence[Tool]:
+    from mia.tools import build_tools
+
+    if engine is None and "search" in config.executor.tools:
+        engine = _build_engine(config)
+        resources.push_async_callback(engine.close)
+    tools = build_tools(config, engine)
+    for tool in tools:
+        resources.push_async_callback(tool.close)
+    return tools
+
+
+def _build_engine(config: Config) -> SearchEngine:
+    if config.search.engine == "corpus":
+        from mia.search.corpus import open_configured
+
+        return open_configured(config)
+    from mia.search.web import build_remote_engine
+
+    return build_remote_engine(config.search)
+
+
+def _open_store(config: Config, resources: AsyncExitStack) -> MemoryStore:
+    from mia.store import open_store
+
+    store = open_store(config.store_path)
+    resources.callback(store.close)
+    return store
+
+
+def _build_memory(config: Config, store: MemoryStore, models: Models) -> MemoryStrategy:
+    from mia.embeddings import memory_embedder
+    from mia.memory.manager import MemoryManager
+
+    return MemoryManager(store, memory_embedder(config), config.memory, models.manager)

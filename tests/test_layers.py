@@ -18,6 +18,7 @@ FLOORS: list[list[str]] = [
     ["cli"],
 ]
 ORDER_WITHIN = [
+    ["models", "embeddings"],
     ["models", "search", "tools"],
     ["embeddings", "store"],
     ["embeddings", "search"],

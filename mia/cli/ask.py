@@ -80,14 +80,12 @@ async def _ask(task: Task, config: Config, lines: StageLines | None, *, stream: 
     from mia.episode import absorb, answer
     from mia.events import ignore
     from mia.models.ledger import Ledger
-    from mia.team import build_team, question_budget
+    from mia.team import budget, build_team
 
     on_event = lines or ignore
     team = build_team(config)
     try:
-        ledger = Ledger(
-            task.question.id, budget=question_budget(config.budget.question), on_event=on_event, stream=stream
-        )
+        ledger = Ledger(task.question.id, budget=budget(config.budget.question), on_event=on_event, stream=stream)
         episode = await answer(task, team, ledger)
         # Shown before it is absorbed: the answer does not wait for the memory.
         if json:

@@ -87,7 +87,7 @@ async def _run(opened: Run, tasks: list[Task], config: Config) -> Progress:
     from rich.progress import Progress as Bar
 
     from mia.evals.run import Runner
-    from mia.team import build_team, question_budget
+    from mia.team import budget, build_team
 
     if opened.done:
         output.note(f"{len(opened.done)} of {len(tasks)} questions are answered already.")
@@ -110,8 +110,8 @@ async def _run(opened: Run, tasks: list[Task], config: Config) -> Progress:
             tasks,
             team,
             concurrency=config.run.concurrency,
-            question_budget=question_budget(config.budget.question),
-            run_budget=question_budget(config.budget.run),
+            question_budget=budget(config.budget.question),
+            run_budget=budget(config.budget.run),
             on_progress=on_progress,
         )
         _stop_on_interrupt(runner)

@@ -149,7 +149,7 @@ class Runner:
     async def _answer(self, task: Task) -> None:
         ledger = Ledger(task.question.id, budget=self._question_budget, run=self._account, on_event=self._on_event)
         episode = await answer(task, self._team, ledger, id=self._episode_id(task), run=self._run.id)
-        if episode.answer is None and episode.stop is not None and episode.stop.reason.unheard:
+        if episode.stop is not None and episode.stop.reason.unheard:
             self._unheard(task, episode)
             return
         self._unheard_in_a_row = 0

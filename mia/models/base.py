@@ -122,3 +122,20 @@ def estimate_tokens(messages: tuple[Message, ...]) -> int:
         for call in message.tool_calls:
             total += len(str(call.arguments)) // 4 + 8
     return total
+
+
+def estimate_prompt(request: ChatRequest) -> int:
+    """The estimate for a whole request: its messages, and the tools it offers natively."""
+    tools = sum(len(tool.description) + len(str(tool.parameters)) for tool in request.tools)
+    return estimate_tokens(request.messages) + tools // 4
+
+
+def estimate_usage(request: ChatRequest, text: str, price: Price | None) -> Usage:
+    """The usage of one call whose endpoint counted nothing."""
+    return measured_usage(estimate_prompt(request), len(text.encode("utf-8", "surrogatepass")) // 4 + 1, price)
+
+
+def measured_usage(prompt_tokens: int, completion_tokens: int, price: Price | None) -> Usage:
+    """The usage of one call with these counts; its cost is unknown without a price."""
+    cost = price.cost(prompt_tokens, completion_tokens) if price else None
+    return Usage(calls=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost=cost)

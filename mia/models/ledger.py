@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from mia import events
 from mia.errors import BudgetExceeded
 from mia.events import OnEvent, Retrying, TextArrived
-from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
+from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_prompt
 from mia.types import Role, Usage
 
 
@@ -123,9 +123,12 @@ class Ledger:
 
     @property
     def calls_left(self) -> int | None:
-        """Model calls that every budget still allows; None for no limit."""
-        left = [account.calls_left for account in self._accounts if account.calls_left is not None]
-        return min(left, default=None)
+        """Model calls that the question's own budget still allows; None for no limit.
+
+        The run's budget is left out: an agent that hurried because a run is ending would spoil the answer, while a
+        question that the run could not pay for is simply asked again when it goes on.
+        """
+        return self._account.calls_left
 
     @property
     def seconds_left(self) -> float | None:
@@ -136,7 +139,7 @@ class Ledger:
     async def complete(self, model: ChatModel, request: ChatRequest) -> ChatReply:
         """One model call, within the budgets. Raises BudgetExceeded (no call is made, or it is broken off when time
         runs out) and ModelError."""
-        prompt_tokens = estimate_tokens(request.messages)
+        prompt_tokens = estimate_prompt(request)
         reply_tokens = request.max_tokens or model.max_tokens
         cost = model.price.cost(prompt_tokens, reply_tokens) if model.price else None
         need = Reservation(prompt_tokens + reply_tokens, cost)

@@ -1,0 +1,70 @@
+"""Prompts are filled in one pass, and every prompt file is used with exactly the blanks it has."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mia
+from mia.prompt import FENCES, Prompt, defuse, split_thinking
+
+ROOT = Path(mia.__file__).parent
+
+
+def test_one_pass_over_known_names() -> None:
+    prompt = Prompt("t/x", 'Ask {question}. Write {"json": {a b}}.')
+    assert prompt.blanks == {"question"}
+    assert prompt.fill(question="{question} {other}") == 'Ask {question} {other}. Write {"json": {a b}}.'
+
+
+@pytest.mark.parametrize("values", [{}, {"question": "q", "more": "m"}])
+def test_a_missing_or_unknown_name_is_a_bug(values: dict[str, str]) -> None:
+    with pytest.raises(KeyError):
+        Prompt("t/x", "{question}").fill(**values)
+
+
+def test_the_version_is_that_of_the_text() -> None:
+    assert Prompt("a", "x").version == Prompt("b", "x").version != Prompt("a", "y").version
+
+
+def test_every_prompt_file_is_loaded_by_a_module_beside_it() -> None:
+    for module in pkgutil.walk_packages(mia.__path__, "mia."):
+        if not module.name.startswith("mia.cli"):
+            importlib.import_module(module.name)
+    loaded = {thing.name for thing in gc.get_objects() if isinstance(thing, Prompt)}
+    texts = {f"{path.parent.name}/{path.stem}" for path in ROOT.rglob("*.txt")}
+    assert texts == loaded
+
+
+@given(st.text(), st.sampled_from(FENCES), st.sampled_from(["", "/", " / ", "\n"]))
+def test_no_tag_of_ours_survives(text: str, tag: str, slash: str) -> None:
+    made = defuse(f"{text}<{slash}{tag}>{text}<{slash}{tag.upper()} x=1>")
+    for name in FENCES:
+        assert f"<{name}>" not in made.lower()
+        assert f"</{name}>" not in made.lower()
+    assert defuse(made) == made
+
+
+def test_other_text_is_left_alone() -> None:
+    assert defuse("a < b <b>bold</b> <thinker> x<y") == "a < b <b>bold</b> <thinker> x<y"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("yes", ("", "yes")),
+        ("<think>a</think> yes ", ("a", "yes")),
+        ("a</think>yes", ("a", "yes")),
+        ("<think>a</think><think>b</think>yes", ("ab", "yes")),
+        ("<think>a", None),
+        ("<think>a</think> <think>b", None),
+    ],
+)
+def test_thinking_is_split_from_the_reply(text: str, parts: tuple[str, str] | None) -> None:
+    assert split_thinking(text) == parts
