@@ -33,20 +33,26 @@ class ModelSettings(Section):
     base_url: str = ""
     """E.g. http://localhost:11434/v1; empty: the OPENAI_BASE_URL of the environment, else OpenAI's own."""
     model: str = ""
+    """Its name at the endpoint."""
     api_key: SecretStr = SecretStr("")
     """Better left to the environment: OPENAI_API_KEY is used for OpenAI's own endpoint and for OPENAI_BASE_URL;
     for any other endpoint name the variable in `api_key_env`, so that a key never goes to a stranger."""
     api_key_env: str = ""
+    """The environment variable that holds the key."""
     protocol: Literal["text", "native"] = "text"
     """How the Executor's tool calls travel: in the text, or as the endpoint's own function calls."""
     temperature: float | None = Field(default=None, ge=0)
+    """Unset: the endpoint's own."""
     top_p: float | None = Field(default=None, gt=0, le=1)
+    """Unset: the endpoint's own."""
     max_tokens: int = Field(default=2048, ge=1)
     """Tokens kept free for a reply."""
     context_window: int = Field(default=128_000, ge=256)
+    """Tokens that prompt and reply may take together."""
     timeout_seconds: float = Field(default=120.0, gt=0)
     """For one try: no byte of the reply for so long, or no complete reply within five times it."""
     max_attempts: int = Field(default=4, ge=1)
+    """Tries of one call."""
     max_retry_seconds: float = Field(default=300.0, gt=0)
     """For one call with all its retries."""
     concurrency: int = Field(default=32, ge=1)
@@ -54,6 +60,7 @@ class ModelSettings(Section):
     price_prompt: float | None = Field(default=None, ge=0)
     """US dollars per million prompt tokens; with `price_completion` it makes costs known."""
     price_completion: float | None = Field(default=None, ge=0)
+    """US dollars per million completion tokens."""
     path: str = ""
     """For "replay": the recording."""
 
@@ -81,13 +88,17 @@ class LineSettings(Section):
     """Which stages the line runs."""
 
     plan: bool = True
+    """Write a search plan before searching."""
     best_of: int = Field(default=1, ge=1, le=16)
     """Plans sampled per question; with more than one, a model chooses."""
     replan: Literal["reflect", "verdict", "never"] = "reflect"
+    """Who calls for a supplementary plan: the Planner's reflection, or the judge's verdict on the first answer."""
     max_reflections: int = Field(default=1, ge=0)
+    """How often the Planner may look back and replan."""
     fresh_memories: bool = False
     """On a replan, recall memories that were not shown before."""
     judge: Literal["final", "each"] = "final"
+    """Judge the reported answer, or every attempt."""
 
 
 class ExecutorSettings(Section):
@@ -96,7 +107,9 @@ class ExecutorSettings(Section):
     max_seconds: float = Field(default=600.0, gt=0)
     """Wall clock over both executions."""
     max_context_tokens: int = Field(default=110_000, ge=256)
+    """Tokens of the conversation, where the model's window allows more."""
     tools: tuple[Literal["search", "lookup", "fetch", "web_image_to_image_search"], ...] = ("search",)
+    """The tools it may call."""
     protocol_retries: int = Field(default=3, ge=0)
     """Replies in a row that hold neither a call nor an answer, before the Executor is told to answer."""
 
@@ -105,9 +118,13 @@ class LimitSettings(Section):
     """Hard limits; unset is no limit."""
 
     calls: int | None = Field(default=None, ge=1)
+    """Model calls, of all roles."""
     tokens: int | None = Field(default=None, ge=1)
+    """Tokens, prompts and replies together."""
     money: float | None = Field(default=None, gt=0)
+    """US dollars; every model in use needs a price."""
     seconds: float | None = Field(default=None, gt=0)
+    """Wall clock."""
 
 
 class BudgetSettings(Section):
@@ -117,25 +134,34 @@ class BudgetSettings(Section):
 
 class MemorySettings(Section):
     enabled: bool = True
+    """Recall before planning, and remember afterwards."""
     path: str = ""
     """The store; empty: `memory.db` in `home`."""
     scope: str = Field(default="default", min_length=1)
+    """Whose memories these are; one scope never sees another's."""
     k_positive: int = Field(default=2, ge=0)
+    """Memories of correct answers to show."""
     k_negative: int = Field(default=2, ge=0)
+    """Memories of incorrect answers to show."""
     similarity_weight: float = Field(default=0.7, ge=0)
+    """Of the score: how similar the question is."""
     value_weight: float = Field(default=0.3, ge=0)
+    """Of the score: how often showing it came out right."""
     frequency_weight: float = Field(default=0.0, ge=0)
+    """Of the score: a bonus for what was rarely shown."""
     floor: float = Field(default=0.3, ge=-1, le=1)
     """Memories whose similarity is below are never shown."""
     embedder: Literal["auto", "minilm", "hashing", "openai"] = "auto"
     """"auto": MiniLM where the extra `local` is installed, else hashing."""
     categories: bool = False
+    """Let the Manager's model sort questions into categories, and recall within one."""
     frozen: bool = False
     """Recall, and write nothing."""
 
 
 class SearchSettings(Section):
     engine: Literal["corpus", "http", "searxng", "serper", "ddgs"] = "corpus"
+    """Your documents, a Search-R1 server, or the web."""
     corpus: tuple[str, ...] = ()
     """Files and folders to answer from; indexed on first use."""
     index: str = ""
@@ -154,8 +180,11 @@ class EmbeddingSettings(Section):
     """For the embedder "openai": any /v1/embeddings."""
 
     base_url: str = ""
+    """Empty: the OPENAI_BASE_URL of the environment, else OpenAI's own."""
     model: str = "text-embedding-3-small"
+    """Its name at the endpoint."""
     api_key_env: str = ""
+    """The environment variable that holds the key."""
 
 
 class JudgeSettings(Section):
@@ -167,6 +196,7 @@ class JudgeSettings(Section):
 
 class RunSettings(Section):
     concurrency: int = Field(default=8, ge=1)
+    """Questions at a time."""
 
 
 class Config(BaseSettings):
