@@ -22,10 +22,11 @@ import email.utils
 import json
 import random
 import re
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, suppress
-from dataclasses import replace
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import httpx2
@@ -58,6 +59,7 @@ MAX_STREAM_BYTES = 4 * MAX_REPLY_BYTES
 """A stream wraps every token in some 250 bytes of JSON: room for 130,000 tokens."""
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_WAIT_SECONDS = 30.0
+_POOL_SIZE = 16
 _DRAIN_SECONDS = 0.2
 _CONNECT_SECONDS = 15.0
 """A host that is there accepts a connection at once, however long its model then thinks."""
@@ -128,9 +130,10 @@ class Endpoint:
         self.host = url.netloc.decode()
         self.key_hint = key_hint
         self.concurrency = concurrency
-        self.slots = asyncio.Semaphore(concurrency)
+        self._slots = asyncio.Semaphore(concurrency)
         self._key = api_key
-        self._client: openai.AsyncOpenAI | None = None
+        self._pools: list[_Pool] = []
+        self._tls: ssl.SSLContext | None = None
         # Given with each request, so that no key, organisation or header of the environment goes to a stranger.
         self._headers: dict[str, Any] = {
             "Authorization": f"Bearer {api_key}" if api_key else openai.Omit(),
@@ -142,9 +145,20 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({self.host!r})"
 
-    async def post(self, body: dict[str, Any], timeout: httpx2.Timeout) -> httpx2.Response:
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[openai.AsyncOpenAI]:
+        """Wait for leave to make one call, and a client to make it with."""
+        async with self._slots:
+            pool = next((pool for pool in self._pools if pool.under_way < _POOL_SIZE), None) or self._new_pool()
+            pool.under_way += 1
+            try:
+                yield pool.client
+            finally:
+                pool.under_way -= 1
+
+    async def post(self, client: openai.AsyncOpenAI, body: dict[str, Any], timeout: httpx2.Timeout) -> httpx2.Response:
         """Send a chat request; the body of the answer is still unread. Raises the SDK's errors."""
-        response = await self._connected().post(
+        response = await client.post(
             "/chat/completions",
             cast_to=httpx2.Response,
             body=body,
@@ -161,20 +175,31 @@ class Endpoint:
 
     async def close(self) -> None:
         """Let go of connections; a later call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        pools, self._pools = self._pools, []
+        for pool in pools:
+            await pool.client.close()
 
-    def _connected(self) -> openai.AsyncOpenAI:
-        if self._client is None:
-            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=self.concurrency)
-            self._client = openai.AsyncOpenAI(
-                base_url=self.base_url,
-                api_key=self._key or "none",
-                max_retries=0,
-                http_client=_Client(limits=limits),
-            )
-        return self._client
+    def _new_pool(self) -> _Pool:
+        # Shared: reading the certificates takes longer than the rest of a client.
+        self._tls = self._tls or httpx2.create_ssl_context()
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=_POOL_SIZE)
+        client = openai.AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=self._key or "none",
+            max_retries=0,
+            http_client=_Client(limits=limits, verify=self._tls),
+        )
+        self._pools.append(_Pool(client))
+        return self._pools[-1]
+
+
+@dataclass
+class _Pool:
+    """One client with its connections. A pool walks over all of its connections at every request, so many calls at
+    once are spread over several small pools; the first ones are filled first, and few calls need only one."""
+
+    client: openai.AsyncOpenAI
+    under_way: int = 0
 
 
 class OpenAIModel:
@@ -241,10 +266,10 @@ class OpenAIModel:
         attempt = 0
         while True:
             attempt += 1
-            async with self.endpoint.slots:
+            async with self.endpoint.slot() as client:
                 begun = time.monotonic()
                 try:
-                    return await self._try(request, body, min(5 * self._timeout_seconds, left))
+                    return await self._try(client, request, body, min(5 * self._timeout_seconds, left))
                 except _TryAgain as failure:
                     error, asked = failure.error, failure.wait
             left -= time.monotonic() - begun
@@ -261,11 +286,13 @@ class OpenAIModel:
                 request.on_retry(attempt, wait, error.got)
             await asyncio.sleep(wait)
 
-    async def _try(self, request: ChatRequest, body: dict[str, Any], seconds: float) -> ChatReply:
+    async def _try(
+        self, client: openai.AsyncOpenAI, request: ChatRequest, body: dict[str, Any], seconds: float
+    ) -> ChatReply:
         """One attempt, with everything that the SDK and the HTTP client raise translated."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._ask(request, body)
+                return await self._ask(client, request, body)
         except TimeoutError:
             raise self._unavailable(f"gave no complete reply within {seconds:.3g} s") from None
         except openai.APIStatusError as error:
@@ -279,13 +306,13 @@ class OpenAIModel:
         except httpx2.DecodingError:
             raise self._unusable("a body that cannot be decompressed") from None
 
-    async def _ask(self, request: ChatRequest, body: dict[str, Any]) -> ChatReply:
+    async def _ask(self, client: openai.AsyncOpenAI, request: ChatRequest, body: dict[str, Any]) -> ChatReply:
         """Post, leaving out optional parts that the endpoint refuses, and read the reply."""
         body = dict(body)
         refused: set[str] = set()
         while True:
             try:
-                response = await self.endpoint.post(body, self._timeout)
+                response = await self.endpoint.post(client, body, self._timeout)
                 break
             except openai.APIStatusError as error:
                 part = self._optional_part(body, error)
