@@ -84,7 +84,8 @@ def build_team(
     judge: Judge | None = None,
     learner: Learner | None = None,
 ) -> Team:
-    """The team that a configuration describes; what is handed in is used as it is, and not closed with the team.
+    """The team that a configuration describes; what is handed in is used as it is. Models, tools and memory that are
+    handed in are not closed with the team; an engine is, with the tool that it serves.
 
     Raises ConfigError, CorpusError, StoreError, MissingExtra: before any question is asked.
     """
@@ -128,7 +129,7 @@ def _build_tools(config: Config, engine: SearchEngine | None, resources: AsyncEx
 
     if engine is None and "search" in config.executor.tools:
         engine = _build_engine(config)
-        resources.push_async_callback(engine.close)
+    # The search tool closes its engine.
     tools = build_tools(config, engine)
     for tool in tools:
         resources.push_async_callback(tool.close)

@@ -101,12 +101,13 @@ class Question(Record):
     @classmethod
     def of(cls, text: str, *, id: str = "", images: tuple[Image, ...] = (), caption: str = "") -> Question:
         """Raises RecordError for an empty question."""
-        text = text.strip()
+        # Bytes that were no text (lone surrogates, say from a terminal) cannot be sent or stored: they become "?".
+        text = text.encode("utf-8", "replace").decode().strip()
         if not text:
             raise RecordError("the question is empty.", wanted="some text", hint='mia ask "your question"')
         if not id:
             content = json.dumps([text, [image.sha256 for image in images]], ensure_ascii=False)
-            id = "q-" + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+            id = "q-" + hashlib.sha256(content.encode()).hexdigest()[:16]
         return cls(id=id, text=text, images=images, caption=caption)
 
 

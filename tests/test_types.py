@@ -177,6 +177,10 @@ def test_any_text_makes_a_question_with_an_id(text: str) -> None:
     assert Question.of(text).id.startswith("q-")
 
 
+def test_bytes_that_are_no_text_are_replaced() -> None:
+    assert Question.of("caf\udce9?").text == "caf??"
+
+
 def test_an_unknown_cost_stays_unknown() -> None:
     assert (Usage(cost=1.0) + Usage(cost=2.0)).cost == 3.0
     assert (Usage(cost=1.0) + Usage(cost=None)).cost is None

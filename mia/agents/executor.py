@@ -96,7 +96,7 @@ class Executor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tools = {tool.schema.name: tool for tool in tools}
-        self._model = model
+        self.model = model
         self._settings = settings
         self._native = native
         self._clock = clock
@@ -222,7 +222,7 @@ class Executor:
 
     async def _complete(self, messages: tuple[Message, ...], ledger: Ledger) -> ChatReply:
         return await ledger.complete(
-            self._model,
+            self.model,
             ChatRequest(
                 messages=messages,
                 role=Role.EXECUTOR,
@@ -240,7 +240,7 @@ class Executor:
         text = reply.text.partition(STOP[0])[0].rstrip()
         read = _read_native(text, reply) if self._native else (read_final_reply(text) if final else read_reply(text))
         if reply.finish_reason == "length" and read.answer is None:
-            read = Reply(read.thinking, fault=f"Your turn was cut off at {self._model.max_tokens} tokens. Be brief.")
+            read = Reply(read.thinking, fault=f"Your turn was cut off at {self.model.max_tokens} tokens. Be brief.")
         observation: Observation | None = None
         if read.fault:
             observation = Observation(text=read.fault, ok=False, error="malformed")

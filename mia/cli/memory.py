@@ -111,7 +111,9 @@ def add(
     with open_store(config.store_path) as store:
         memory = _manager(config, store).add(question, workflow, judgement, caption=caption, plan=plan)
     if memory.workflow != workflow.strip():
-        output.warn("Kept the memory that was there for this question: it is correct, and its workflow is no longer.")
+        output.warn(
+            "Kept the memory that was there: a correct one gives way only to a correct one with a shorter workflow."
+        )
     if json:
         output.result_json(memory.model_dump(mode="json"))
     else:

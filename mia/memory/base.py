@@ -16,9 +16,16 @@ class MemoryStrategy(Protocol):
         ...
 
     async def recall(
-        self, question: Question, *, kind: MemoryKind = MemoryKind.WORKFLOW, skip: frozenset[str] = frozenset()
+        self,
+        question: Question,
+        *,
+        kind: MemoryKind = MemoryKind.WORKFLOW,
+        skip: frozenset[str] = frozenset(),
+        ledger: Ledger | None = None,
     ) -> Recall:
-        """The few past workflows that matter, or nothing. `skip`: ids to pass over. Raises StoreError."""
+        """The few past workflows that matter, or nothing. `skip`: ids to pass over. `ledger`: for a strategy that asks
+        a model before it looks (ours, for the category, where that is on). Raises StoreError.
+        """
         ...
 
     async def remember(self, group: Sequence[Episode], ledger: Ledger) -> tuple[Memory, ...]:

@@ -1,0 +1,540 @@
+"""The SQLite store: what went in comes out, whole, once, whatever happens to the file or to another writer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+
+from mia.embeddings.base import Vectors
+from mia.errors import RecordError, StoreError
+from mia.store import migrations, open_store, sqlite
+from mia.store.base import MemoryVectors, Writing
+from mia.store.sqlite import SqliteStore
+from mia.types import Answer, Episode, Memory, MemoryKind, Outcome, Provenance, Question, Review, Verdict, new_id
+
+SPACE = "test/2"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "memory.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    with open_store(path) as store:
+        yield store
+
+
+def vector(*numbers: float) -> Vectors:
+    return numpy.array(numbers, dtype=numpy.float32)
+
+
+def a_memory(question: str = "Who found Titan?", **fields: object) -> Memory:
+    base = Memory(
+        id=new_id("mem"), question=question, workflow="1. look", judgement="correct", created_at=1, updated_at=1
+    )
+    return base.evolve(**fields)
+
+
+def insert(store: SqliteStore, memory: Memory, *, replaces: str = "", space: str = SPACE) -> Memory:
+    vectors = MemoryVectors(space, vector(1, 0), vector(0, 1) if memory.caption else None)
+    store.transaction(lambda writing: writing.insert(memory, vectors, replaces=replaces))
+    return memory
+
+
+def an_episode(id: str, *, run: str = "", question: str = "Who found Titan?") -> Episode:
+    return Episode(id=id, question=Question.of(question), run=run, started_at=1.5)
+
+
+def verdict(outcome: Outcome) -> Verdict:
+    return Verdict(outcome=outcome, judge="reference")
+
+
+def credit(store: SqliteStore, group: str, shown: set[str], outcome: Outcome, scope: str = "default") -> int:
+    return store.transaction(lambda writing: writing.credit(scope, group, shown, verdict(outcome)))
+
+
+def counts(store: SqliteStore, memory: Memory) -> tuple[int, int]:
+    found = store.memory(memory.id)
+    return found.uses, found.wins
+
+
+# ── memories ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_field_survives_a_restart(path: Path) -> None:
+    memory = a_memory(
+        scope="tenant/project",
+        caption="a moon",
+        category="human",
+        plan="1. search",
+        judgement="incorrect",
+        reviews=(Review(reviewer="sourcing", score=3, reason="no source"),),
+        uses=4,
+        wins=2,
+        provenance=Provenance(episode_id="ep-1", leaned_on=("mem-0",), compressed_by="rules"),
+        created_at=1234.5,
+        updated_at=1235.25,
+    )
+    pair = a_memory(kind=MemoryKind.PLAN_PAIR, workflow="", plan="good", incorrect_plan="bad")
+    with open_store(path) as store:
+        insert(store, memory)
+        insert(store, pair)
+    with open_store(path) as store:
+        assert store.memory(memory.id) == memory
+        assert store.memory(pair.id) == pair
+        (row,) = store.changes("tenant/project", 0).rows
+        assert (row.id, row.correct, row.category, row.uses, row.wins) == (memory.id, False, "human", 4, 2)
+        assert row.question.tolist() == [1, 0]
+        assert row.caption is not None
+        assert row.caption.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a\0b", "a\0b"),
+        ("lone \ud800 surrogate", "lone \ufffd surrogate"),
+        ("'; DROP TABLE memories; --", "'; DROP TABLE memories; --"),
+        ("𝔘𝔫𝔦 ö \u202e \r\n\t 漢字 👩‍👩‍👧", "𝔘𝔫𝔦 ö \u202e \r\n\t 漢字 👩‍👩‍👧"),
+        ("x" * 10_000_000, "x" * 10_000_000),
+    ],
+    ids=["nul", "surrogate", "quotes", "unicode", "10 MB"],
+)
+def test_any_text_is_kept(store: SqliteStore, text: str, kept: str) -> None:
+    memory = insert(store, a_memory(text, workflow=text))
+    store.save_episode(an_episode("ep-1").evolve(answer=Answer(text=text)))
+    assert store.memory(memory.id).question == kept
+    assert store.memory(memory.id).workflow == kept
+    assert store.load_episode("ep-1").answer == Answer(text=kept)
+
+
+def test_a_replaced_memory_is_out_of_sight_and_not_forgotten(store: SqliteStore) -> None:
+    old = insert(store, a_memory(provenance=Provenance(episode_id="ep-1")))
+    seen = store.changes("default", 0).revision
+    new = insert(store, a_memory(provenance=Provenance(episode_id="ep-2")), replaces=old.id)
+    assert [memory.id for memory in store.list_memories("default", limit=10)] == [new.id]
+    assert store.count_memories("default") == store.count_memories() == 1
+    assert [memory.id for memory in store.memories_of(["ep-1", "ep-2"])] == [new.id]
+    assert store.memory(old.id).workflow == old.workflow
+    assert store.replaced_by(old.id) == new.id
+    assert store.replaced_by(new.id) == ""
+    assert {row.id: row.replaced for row in store.changes("default", seen).rows} == {old.id: True, new.id: False}
+    assert credit(store, "late", {old.id}, Outcome.CORRECT) == 1
+    assert counts(store, old) == (2, 2)
+
+
+def test_changes_are_those_since_a_revision_and_of_one_scope(store: SqliteStore) -> None:
+    first = insert(store, a_memory())
+    insert(store, a_memory(scope="other"))
+    seen = store.changes("default", 0)
+    assert [row.id for row in seen.rows] == [first.id]
+    assert store.changes("default", seen.revision).rows == ()
+    credit(store, "g", {first.id}, Outcome.INCORRECT)
+    (row,) = store.changes("default", seen.revision).rows
+    assert (row.id, row.uses, row.wins) == (first.id, 2, 1)
+
+
+def test_the_newest_come_first_by_arrival_whatever_the_clock_says(store: SqliteStore) -> None:
+    ids = [insert(store, a_memory(created_at=at)).id for at in (3.0, 1.0, 2.0)]
+    assert [memory.id for memory in store.list_memories("default", limit=2)] == [ids[2], ids[1]]
+    assert [memory.id for memory in store.list_memories("default", limit=2, offset=2)] == [ids[0]]
+
+
+def test_a_memory_is_found_by_the_beginning_of_its_id(store: SqliteStore) -> None:
+    one = insert(store, a_memory(id="mem-aa1"))
+    insert(store, a_memory(id="mem-aa2"))
+    longer = insert(store, a_memory(id="mem-aa11"))
+    assert store.memory("mem-aa1") == one
+    assert store.memory("mem-aa11") == longer
+    with pytest.raises(RecordError, match="several memory ids begin with 'mem-a'"):
+        store.memory("mem-a")
+    for reference in ("mem-b", "", "%", "mem-\ud800"):
+        with pytest.raises(RecordError, match="no memory"):
+            store.memory(reference)
+
+
+def test_vectors_of_another_space_are_refused(store: SqliteStore) -> None:
+    assert store.space() == ""
+    insert(store, a_memory())
+    assert store.space() == SPACE
+    with pytest.raises(StoreError, match="'other/2' came to a memory of the space 'test/2'"):
+        insert(store, a_memory(), space="other/2")
+    assert store.count_memories() == 1
+
+
+def test_a_transaction_that_raises_leaves_nothing(store: SqliteStore) -> None:
+    def work(writing: Writing) -> None:
+        writing.insert(a_memory(), MemoryVectors(SPACE, vector(1, 0)))
+        writing.save_episode(an_episode("ep-1"), absorbed=True)
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        store.transaction(work)
+    assert store.count_memories() == store.count_episodes() == 0
+    assert store.space() == ""
+    insert(store, a_memory())
+    assert store.count_memories() == 1
+
+
+# ── credit ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RIGHT, WRONG, NONE, UNKNOWN = Outcome.CORRECT, Outcome.INCORRECT, Outcome.NOT_ATTEMPTED, Outcome.UNJUDGED
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ([], (1, 1)),
+        ([RIGHT], (2, 2)),
+        ([WRONG], (2, 1)),
+        ([NONE], (2, 1)),
+        ([UNKNOWN], (1, 1)),
+        ([RIGHT, RIGHT, RIGHT], (2, 2)),
+        ([WRONG, RIGHT], (2, 2)),
+        ([RIGHT, WRONG], (2, 1)),
+        ([RIGHT, UNKNOWN], (2, 2)),
+        ([UNKNOWN, RIGHT], (2, 2)),
+        ([WRONG, NONE, RIGHT, WRONG, RIGHT], (2, 2)),
+    ],
+)
+def test_a_group_is_credited_once_by_its_latest_verdict(
+    store: SqliteStore, verdicts: list[Outcome], expected: tuple[int, int]
+) -> None:
+    memory, bystander = insert(store, a_memory()), insert(store, a_memory())
+    for outcome in verdicts:
+        assert credit(store, "g", {memory.id}, outcome) == int(outcome is not UNKNOWN)
+    assert counts(store, memory) == expected
+    assert counts(store, bystander) == (1, 1)
+
+
+def test_a_later_verdict_on_other_memories_takes_the_earlier_back(store: SqliteStore) -> None:
+    first, second = insert(store, a_memory()), insert(store, a_memory())
+    credit(store, "g", {first.id}, RIGHT)
+    assert credit(store, "g", {second.id}, RIGHT) == 1
+    assert (counts(store, first), counts(store, second)) == ((1, 1), (2, 2))
+    assert credit(store, "g", set(), RIGHT) == 0
+    assert (counts(store, first), counts(store, second)) == ((1, 1), (1, 1))
+
+
+def test_groups_and_scopes_are_counted_apart(store: SqliteStore) -> None:
+    memory = insert(store, a_memory())
+    assert credit(store, "g", {memory.id}, RIGHT, scope="other") == 0
+    assert credit(store, "g", {memory.id, "mem-unknown"}, RIGHT) == 1
+    assert credit(store, "h", {memory.id}, WRONG) == 1
+    assert counts(store, memory) == (3, 2)
+
+
+def test_credits_survive_a_restart(path: Path) -> None:
+    with open_store(path) as store:
+        memory = insert(store, a_memory())
+        credit(store, "g", {memory.id}, WRONG)
+    with open_store(path) as store:
+        credit(store, "g", {memory.id}, RIGHT)
+        assert counts(store, memory) == (2, 2)
+
+
+# ── episodes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_episodes_are_loaded_by_id_beginning_or_last(store: SqliteStore) -> None:
+    for id in ("ep-aa", "ep-ab", "ep-ac"):
+        store.save_episode(an_episode(id, run="r" if id != "ep-ac" else ""))
+    store.save_episode(an_episode("ep-aa", run="r", question="Who found Io?"))
+    assert store.count_episodes() == 3
+    assert store.load_episode("last").id == "ep-ac"
+    assert store.load_episode("ep-aa").question.text == "Who found Io?"
+    with pytest.raises(RecordError, match="several"):
+        store.load_episode("ep-a")
+    with pytest.raises(RecordError, match="no episode 'ep-z'"):
+        store.load_episode("ep-z")
+    assert [episode.id for episode in store.list_episodes(limit=2)] == ["ep-ac", "ep-ab"]
+    assert [episode.id for episode in store.list_episodes(run="r", limit=9)] == ["ep-ab", "ep-aa"]
+    assert [episode.id for episode in store.list_episodes(run="", limit=9)] == ["ep-ac"]
+
+
+def test_an_absorbed_episode_stays_absorbed(store: SqliteStore) -> None:
+    store.save_episode(an_episode("ep-1"))
+    assert store.absorbed(["ep-1", "ep-2"]) == frozenset()
+    store.transaction(lambda writing: writing.save_episode(an_episode("ep-1"), absorbed=True))
+    store.save_episode(an_episode("ep-1"))
+    assert store.absorbed(["ep-1", "ep-2"]) == {"ep-1"}
+
+
+def test_no_episode_yet(store: SqliteStore) -> None:
+    with pytest.raises(RecordError, match="no episode 'last'"):
+        store.load_episode("last")
+
+
+# ── the file ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    with open_store(tmp_path / "a" / "b" / "memory.db") as store:
+        insert(store, a_memory())
+        assert store.count_memories() == 1
+
+
+def test_open_without_create_wants_a_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no memory at"):
+        open_store(tmp_path / "memory.db", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writes_are_durable_and_readers_do_not_wait(store: SqliteStore, path: Path) -> None:
+    """What SQLite itself says of the modes, and a read in the middle of a write."""
+    insert(store, a_memory())
+    inside, done = threading.Event(), threading.Event()
+
+    def work(writing: Writing) -> None:
+        writing.insert(a_memory(), MemoryVectors(SPACE, vector(1, 0)))
+        inside.set()
+        assert done.wait(10)
+
+    writer = threading.Thread(target=lambda: store.transaction(work))
+    writer.start()
+    assert inside.wait(10)
+    assert store.count_memories() == 1
+    done.set()
+    writer.join()
+    assert store.count_memories() == 2
+    with sqlite3.connect(path) as other:
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
+
+
+def test_a_text_file_is_refused(path: Path) -> None:
+    path.write_text("# notes\n" * 200)
+    with pytest.raises(StoreError, match="is no SQLite database") as caught:
+        open_store(path)
+    assert "memory.path" in caught.value.hint
+    assert path.read_text() == "# notes\n" * 200
+
+
+def test_another_programs_database_is_left_alone(path: Path) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE bookmarks (url)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="database of another program"):
+        open_store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
+    open_store(path).close()
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 99")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="has schema version 99; this MIA knows versions up to 1") as caught:
+        open_store(path)
+    assert caught.value.hint == "pip install --upgrade mia-agent"
+    assert path.read_bytes() == before
+
+
+def test_an_older_schema_is_brought_up_to_date(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(path) as store:
+        memory = insert(store, a_memory())
+
+    def grow(connection: sqlite3.Connection) -> None:
+        connection.execute("ALTER TABLE memories ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'")
+
+    monkeypatch.setattr(sqlite, "MIGRATIONS", (*migrations.MIGRATIONS, grow))
+    with open_store(path) as store:
+        assert store.memory(memory.id) == memory
+        insert(store, a_memory())
+    with sqlite3.connect(path) as other:
+        assert other.execute("PRAGMA user_version").fetchone() == (2,)
+        assert other.execute("SELECT colour FROM memories").fetchall() == [("red",), ("red",)]
+    other.close()
+
+
+def test_a_migration_that_fails_leaves_the_old_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(path) as store:
+        memory = insert(store, a_memory())
+
+    def fail(connection: sqlite3.Connection) -> None:
+        connection.execute("ALTER TABLE memories ADD COLUMN colour TEXT")
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "MIGRATIONS", (*migrations.MIGRATIONS, fail))
+        with pytest.raises(OSError, match="power cut"):
+            open_store(path)
+    with open_store(path) as store:
+        assert store.memory(memory.id) == memory
+    with sqlite3.connect(path) as other:
+        assert "colour" not in {row[1] for row in other.execute("PRAGMA table_info (memories)")}
+    other.close()
+
+
+def test_a_damaged_file_is_named_as_such(path: Path) -> None:
+    with open_store(path) as store:
+        for _ in range(50):
+            insert(store, a_memory("x" * 5000))
+    content = bytearray(path.read_bytes())
+    content[8192:] = os.urandom(len(content) - 8192)
+    path.write_bytes(bytes(content))
+    with pytest.raises(StoreError, match="is damaged"), open_store(path) as store:
+        store.list_memories("default", limit=100)
+
+
+def test_a_folder_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        open_store(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot make the folder"):
+        open_store(tmp_path / "file" / "memory.db")
+
+
+def test_a_full_disk_loses_nothing_that_was_acknowledged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def on_a_small_disk(*arguments: object, **options: object) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA max_page_count = 60")
+        return connection
+
+    acknowledged = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", on_a_small_disk)
+        with open_store(path) as store:
+
+            def fill() -> None:
+                while True:
+                    acknowledged.append(insert(store, a_memory("x" * 5000)))
+
+            with pytest.raises(StoreError, match="the disk is full") as caught:
+                fill()
+            assert "free some space" in caught.value.hint
+            # The store goes on reading.
+            assert store.count_memories() == len(acknowledged) > 5
+    with open_store(path) as store:
+        assert {memory.id for memory in store.list_memories("default", limit=999)} == {one.id for one in acknowledged}
+        insert(store, a_memory("x" * 5000))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs limits of POSIX")
+def test_a_file_size_limit_ends_in_a_store_error(path: Path) -> None:
+    """The disk itself refuses: a quota, as a limit on the size of files."""
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+from mia.errors import StoreError
+from mia.store import open_store
+from mia.types import Answer, Episode, Question
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = open_store(Path({str(path)!r}))
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+for number in range(1000):
+    try:
+        store.save_episode(Episode(id=f"ep-{{number}}", question=Question.of("x" * 5000), started_at=1))
+    except StoreError as error:
+        print(number, error.got)
+        sys.exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    number, _, message = done.stdout.partition(" ")
+    assert "cannot be read or written" in message or "disk is full" in message
+    with open_store(path) as store:
+        assert store.count_episodes() == int(number) > 5
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs permissions of POSIX")
+def test_a_file_that_may_not_be_written_is_named_as_such() -> None:
+    folder = Path(tempfile.mkdtemp())
+    as_root = os.geteuid() == 0
+    try:
+        open_store(folder / "memory.db").close()
+        (folder / "memory.db").chmod(0o444)
+        folder.chmod(0o555)
+        if as_root:
+            # Root may write everything, so it takes another user's place for a moment.
+            os.seteuid(65534)
+        with pytest.raises(StoreError, match=r"cannot be (written|opened)") as caught:
+            open_store(folder / "memory.db")
+        assert caught.value.hint
+    finally:
+        if as_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+# ── others at the same file ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_writer_waits_for_another_process(store: SqliteStore, path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
+    release.start()
+    begun = time.monotonic()
+    insert(store, a_memory())
+    assert time.monotonic() - begun > 0.2
+    release.join()
+    other.close()
+
+
+def test_a_lock_that_is_never_released_ends_in_a_clear_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    with open_store(path) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="is locked by another process") as caught:
+            insert(store, a_memory())
+        assert caught.value.hint
+        other.execute("ROLLBACK")
+        other.close()
+        insert(store, a_memory())
+        assert store.count_memories() == 1
+
+
+def test_many_threads_write_at_once(store: SqliteStore) -> None:
+    memory = insert(store, a_memory())
+    threads = [
+        threading.Thread(target=lambda name=name: [credit(store, f"{name}/{n}", {memory.id}, RIGHT) for n in range(20)])
+        for name in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts(store, memory) == (161, 161)
+
+
+def test_processes_that_open_a_new_store_at_once_agree(path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from mia.store import open_store
+from mia.types import Answer, Episode, Question
+sys.stdin.readline()
+with open_store(Path({str(path)!r})) as store:
+    store.save_episode(Episode(id="ep-" + sys.argv[1], question=Question.of("?"), started_at=1))
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(number)], stdin=subprocess.PIPE, text=True)
+        for number in range(4)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.close()
+    assert [process.wait(60) for process in processes] == [0] * 4
+    with open_store(path) as store:
+        assert {episode.id for episode in store.list_episodes(limit=9)} == {f"ep-{number}" for number in range(4)}
