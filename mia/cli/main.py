@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 import mia
-from mia.cli import output
+from mia.cli import memory, output
 from mia.cli.ask import ask
 from mia.cli.config import config
+from mia.cli.demo import demo
 from mia.cli.doctor import doctor
 from mia.cli.options import Shared
 from mia.cli.run import run
@@ -52,9 +53,11 @@ def _options(
 
 
 # Commands, in the order in which `mia --help` lists them.
+app.command()(demo)
 app.command()(ask)
 app.command()(run)
 app.command()(show)
+app.add_typer(memory.app, name="memory")
 app.command()(config)
 app.command()(doctor)
 
@@ -72,3 +75,7 @@ def main() -> None:
         # The reader of our output has gone (`mia … | head`); nothing is left to say, not even at shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,9 @@
 """The main job on real input: what a real model wrote about real questions, replayed through the line.
 
-The recordings are the ReAct runs that the Reflexion authors published for 100 HotpotQA questions. They hold no plan and
-no reflection, so the line runs with both off; their searches go to our index of the HotpotQA passages; their verdicts
-and reflections are stripped on import. Every run must come through, and our judge must agree with each recorded outcome.
+The recordings are the ReAct runs that the Reflexion authors published for 100 HotpotQA questions. They hold no plan
+and no reflection, so the line runs with both off; their searches go to our index of the HotpotQA passages; their
+verdicts and reflections are stripped on import. Every run must come through, and our judge must agree with each
+recorded outcome.
 """
 
 from __future__ import annotations

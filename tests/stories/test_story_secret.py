@@ -1,0 +1,79 @@
+"""A planted reference answer: the judge marks by it, and nothing else ever sees it.
+
+The whole line runs (recall, plan, search, reflect, replan, an LLM judge with the reference, compression, memory) over
+our own documents; then every prompt, every row and every file is searched for the secret.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mia.config import load_config
+from mia.episode import live
+from mia.models import Models
+from mia.models.base import ChatRequest
+from mia.models.ledger import Ledger
+from mia.models.scripted import ScriptedModel
+from mia.team import build_team
+from mia.types import Question, Role, Task
+
+DOCS = Path(__file__).parents[2] / "examples" / "solar_system" / "docs"
+SECRET = "planted-reference-5127"
+
+REPLIES = {
+    "plan": "<think>t</think>1. Search for Titan.",
+    "reflect": "<think>doubt</think>yes",
+    "replan": "1. Search for Huygens.",
+    "compress": "1. Find the moon (Titan → who found it)\n2. Find the person (Huygens → his life)",
+    "judge": "A",
+    "chair": "Verdict: CORRECT\nReason: it holds together.",
+    "support": "Support: strong\nReason: it is quoted.",
+}
+
+
+def speak(request: ChatRequest) -> str:
+    if request.purpose.startswith("review"):
+        return "Score: 7\nReason: sound."
+    if request.purpose != "execute":
+        return REPLIES[request.purpose]
+    if request.turn % 2 == 0:
+        return '<think>s</think><tool_call>{"name": "search", "arguments": {"query_list": ["Titan moon"]}}</tool_call>'
+    return "<think>a</think><answer>Christiaan Huygens</answer>"
+
+
+@pytest.mark.parametrize("judge", ["reference", "llm", "peer", "trust", "auto"])
+async def test_a_planted_reference_reaches_the_judge_alone(tmp_path: Path, judge: str) -> None:
+    config = load_config(
+        flags={
+            "home": tmp_path,
+            "search.corpus": (str(DOCS),),
+            "search.vectors": "off",
+            "memory.embedder": "hashing",
+            "judge.kind": judge,
+            "line.judge": "each",
+        }
+    )
+    model = ScriptedModel(speak)
+    team = build_team(config, models=Models(model, model, model, model))
+    for number in range(3):
+        question = Question.of(f"Who found Titan, the moon of Saturn? (version {number})")
+        episode = await live(Task(question=question, references=(SECRET,)), team, Ledger(question.id))
+        assert len(episode.attempts) == 2
+        assert episode.verdict is not None
+        assert SECRET not in episode.model_dump_json()
+        assert not episode.failures
+    await team.close()
+
+    told = [request for request in model.requests if SECRET in str(request)]
+    assert all(request.role is Role.JUDGE and request.purpose == "judge" for request in told)
+    assert bool(told) == (judge == "llm")
+    purposes = {request.purpose for request in model.requests}
+    assert purposes >= {"plan", "execute", "reflect", "replan", "compress"}
+    # The memories of the first questions were shown to the later ones: the secret had its chance to travel.
+    assert any("who found it" in str(request) for request in model.requests if request.purpose == "plan")
+    searched = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "memory.db" for path in searched)
+    for path in searched:
+        assert SECRET.encode() not in path.read_bytes(), path
