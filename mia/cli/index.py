@@ -69,7 +69,7 @@ def index(
 @contextlib.contextmanager
 def showing_progress() -> Iterator[OnProgress]:
     """A bar on stderr for what takes a while, with the time left where it is known."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     # The extractors log every oddity of every page; what matters of it is among the reasons for skipping a file.
@@ -77,12 +77,12 @@ def showing_progress() -> Iterator[OnProgress]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=output.console(), transient=True) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def on_progress(progress: Progress) -> None:
             if progress.stage not in tasks:
-                tasks[progress.stage] = bar.add_task(progress.stage, total=progress.total)  # type: ignore[assignment]
-            bar.update(tasks[progress.stage], completed=progress.done, total=progress.total)  # type: ignore[arg-type]
+                tasks[progress.stage] = bar.add_task(progress.stage, total=progress.total)
+            bar.update(tasks[progress.stage], completed=progress.done, total=progress.total)
 
         yield on_progress
 

@@ -15,8 +15,10 @@ from mia.cli.ask import ask
 from mia.cli.config import config
 from mia.cli.demo import demo
 from mia.cli.doctor import doctor
+from mia.cli.index import index
 from mia.cli.options import Shared
 from mia.cli.run import run
+from mia.cli.search import search
 from mia.cli.show import show
 from mia.errors import MiaError
 
@@ -57,6 +59,8 @@ app.command()(demo)
 app.command()(ask)
 app.command()(run)
 app.command()(show)
+app.command()(index)
+app.command()(search)
 app.add_typer(memory.app, name="memory")
 app.command()(config)
 app.command()(doctor)

@@ -27,7 +27,8 @@ def search(
     """Search documents, as the agent's search tool does."""
     from mia.search.corpus import open_configured
 
-    config = options.shared(context).config({"search.corpus": corpus or None, "search.index": index})
+    paths = tuple(str(path) for path in corpus) if corpus else None
+    config = options.shared(context).config({"search.corpus": paths, "search.index": str(index) if index else None})
     with showing_progress() as on_progress:
         opened = open_configured(config, on_progress=on_progress)
     (found,) = asyncio.run(opened.search([query], k))

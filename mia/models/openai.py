@@ -453,7 +453,7 @@ class OpenAIModel:
         thinking = _whole(_plain_text(message.get("reasoning_content")) or _plain_text(message.get("reasoning")))
         calls, malformed = _tool_calls(message.get("tool_calls"))
         if not text.strip() and not calls and not malformed and finish != "length":
-            raise self._unusable("a reply without text")
+            raise _TryAgain(ModelReplyError(f"{self.name} sent a reply without text.", hint="mia doctor"))
         reason: FinishReason = "length" if finish == "length" else "tool_calls" if calls or malformed else "stop"
         return ChatReply(
             text=text,
@@ -478,7 +478,8 @@ class OpenAIModel:
         return _TryAgain(ModelUnavailable(f"{self.name} {what}.", hint="mia doctor"))
 
     def _unusable(self, what: str) -> _TryAgain:
-        return _TryAgain(ModelReplyError(f"{self.name} sent {what}.", hint="mia doctor"))
+        """No reply of the model's at all, so nothing that could be held against it."""
+        return _TryAgain(ModelUnavailable(f"{self.name} sent {what}.", hint="mia doctor"))
 
     def _overflow(self, what: str) -> ContextOverflow:
         return ContextOverflow(
