@@ -158,4 +158,4 @@ def _build_memory(config: Config, store: MemoryStore, models: Models) -> MemoryS
     from mia.embeddings import memory_embedder
     from mia.memory.manager import MemoryManager
 
-    return MemoryManager(store, memory_embedder(config), config.memory, models.manager)
+    return MemoryManager(store, memory_embedder(config, store.space()), config.memory, models.manager)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -68,6 +69,10 @@ app.command()(doctor)
 
 def main() -> None:
     """The door of the program: every `MiaError` ends as a message and an exit status; bugs keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows its code instead of a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except MiaError as error:

@@ -128,7 +128,7 @@ def _manager(config: Config, store: MemoryStore) -> MemoryManager:
     from mia.embeddings import memory_embedder
     from mia.memory.manager import MemoryManager
 
-    return MemoryManager(store, memory_embedder(config), config.memory)
+    return MemoryManager(store, memory_embedder(config, store.space()), config.memory)
 
 
 def _say_nothing(path: Path) -> None:

@@ -59,12 +59,12 @@ def result_console() -> Console:
 
 def note(text: str) -> None:
     """A dim line for people, on stderr."""
-    console().print(visible(text), style="dim", markup=False)
+    console().print(visible(text), style="dim", markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """A line that people should see, on stderr."""
-    console().print(visible(text), style="yellow", markup=False)
+    console().print(visible(text), style="yellow", markup=False, soft_wrap=True)
 
 
 def show_error(error: MiaError) -> int:

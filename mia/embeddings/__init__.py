@@ -58,11 +58,15 @@ def corpus_embedder(config: Config) -> Embedder | None:
     return None if name == "off" else build_embedder(name, config)
 
 
-def memory_embedder(config: Config) -> Embedder:
-    """The embedder for memory as `memory.embedder` says."""
+def memory_embedder(config: Config, space: str = "") -> Embedder:
+    """The embedder for memory as `memory.embedder` says; with "auto" a store keeps the one that made its vectors.
+
+    `space`: the embedding space of the store's vectors; empty while there are none.
+    """
     name = config.memory.embedder
     if name == "auto":
-        name = "hashing" if _missing("minilm") else "minilm"
+        maker = space.partition("/")[0]
+        name = maker if maker in EMBEDDERS else "hashing" if _missing("minilm") else "minilm"
     return build_embedder(name, config)
 
 

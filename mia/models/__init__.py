@@ -114,7 +114,8 @@ class _Builder:
             raise ConfigError(
                 f"no model is named for the {section}.",
                 wanted="the name of a model, and the address that serves it unless that is OpenAI's own",
-                hint="mia ask … --model NAME --base-url URL; `mia doctor` finds endpoints on this machine",
+                hint="`mia doctor` finds endpoints on this machine; then --model NAME --base-url URL "
+                "(without a model, `mia search` shows what your documents hold)",
             )
         return OpenAIModel(
             self._endpoint(settings, section),
