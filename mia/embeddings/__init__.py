@@ -63,7 +63,7 @@ def memory_embedder(config: Config, space: str = "") -> Embedder:
 
     `space`: the embedding space of the store's vectors; empty while there are none.
     """
-    name = config.memory.embedder
+    name: str = config.memory.embedder
     if name == "auto":
         maker = space.partition("/")[0]
         name = maker if maker in EMBEDDERS else "hashing" if _missing("minilm") else "minilm"

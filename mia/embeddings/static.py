@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -78,34 +77,39 @@ def cache_folder() -> Path:
 
 def distil(folder: Path) -> None:
     """Make static vectors from MiniLM and save them as `folder`, whole or not at all."""
-    from mia.embeddings.minilm import load_minilm
-
-    inference: Any = require("model2vec.distill.inference", extra="local", purpose="static vectors")
-    distillation = require("model2vec.distill", extra="local", purpose="static vectors")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True)
     except OSError as error:
         raise ConfigError(
             f"cannot write the cache folder '{folder.parent}': {error.strerror}.",
             wanted="a folder for the static vectors",
             hint="export XDG_CACHE_HOME=… (a folder that can be written), or --vectors off",
         ) from error
+    with scratch as parent:
+        unfinished = Path(parent) / "model"
+        distilled = _distilled()
+        try:
+            distilled.save_pretrained(str(unfinished))
+            unfinished.rename(folder)
+        except OSError as error:
+            if not folder.exists():  # Otherwise another process was faster.
+                raise ConfigError(f"cannot write '{folder}': {error.strerror}.") from error
+
+
+def _distilled() -> Any:
+    from mia.embeddings.minilm import load_minilm
+
+    inference: Any = require("model2vec.distill.inference", extra="local", purpose="static vectors")
+    distillation = require("model2vec.distill", extra="local", purpose="static vectors")
     tokenizer, model = load_minilm()
     bar = inference.tqdm
     try:
         # model2vec offers no other way to keep its own progress bar off our stderr.
         inference.tqdm = functools.partial(bar, disable=True)
-        distilled = distillation.distill_from_model(model, tokenizer, device="cpu", pca_dims=_DIMENSION)
-        distilled.save_pretrained(str(unfinished))
-        if not folder.exists():
-            unfinished.rename(folder)
-    except OSError as error:
-        if not folder.exists():  # Otherwise another process was faster, with the same result.
-            raise ConfigError(f"cannot write '{folder}': {error.strerror}.") from error
+        return distillation.distill_from_model(model, tokenizer, device="cpu", pca_dims=_DIMENSION)
     finally:
         inference.tqdm = bar
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _read(folder: Path) -> tuple[Any, str]:

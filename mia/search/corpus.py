@@ -1,7 +1,7 @@
 """Search over documents on this machine: BM25 and vectors, fused by reciprocal rank.
 
 Each side ranks a hundred passages; a passage's score is the sum, over the sides that found it, of weight / (5 + rank).
-The weights follow what the vectors are worth (see benchmarks/LOG.md): MiniLM and endpoints nearly as much as words,
+The weights follow what the vectors are worth (see benchmarks/LOG.md): MiniLM and endpoints as much as words,
 static vectors a hint. A passage whose vector is still to be made is taken to rank by vector as it does by words.
 Vectors of one space are only ever compared with queries of the same space: with another embedder the search is
 lexical, and `notice` says so.
@@ -37,7 +37,7 @@ from mia.types import Passage
 DEPTH = 100
 """Passages that each side ranks."""
 RANK_OFFSET = 5
-VECTOR_WEIGHTS = {"minilm": 0.7, "openai": 0.7, "static": 0.2, "hashing": 0.1}
+VECTOR_WEIGHTS = {"minilm": 1.0, "openai": 1.0, "static": 0.2, "hashing": 0.1}
 """Against 1 for words, by the embedder whose name begins the space."""
 
 Ranking = list[tuple[Address, float]]

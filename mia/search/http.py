@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,19 +79,20 @@ class JsonEndpoint:
     async def ask(self, method: str, *, params: Mapping[str, str] | None = None, body: Any = None) -> Any:
         """The JSON of the answer. Raises ToolError."""
         patience = self._patience
-        try:
-            async with asyncio.timeout(patience.seconds):
-                for attempt in range(1, patience.attempts + 1):
-                    try:
-                        return await self._try(method, params, body)
-                    except _TryAgain as failure:
-                        pause = failure.wait + random.random() * patience.backoff_seconds * 2 ** (attempt - 1)
-                        if attempt == patience.attempts or pause >= patience.seconds:
-                            raise failure.error from None
-                        await asyncio.sleep(pause)
-        except TimeoutError:
-            raise self._error(f"gave no answer within {patience.seconds:g} s") from None
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        deadline = time.monotonic() + patience.seconds
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    return await self._try(method, params, body)
+            except TimeoutError:
+                raise self._error(f"gave no answer within {patience.seconds:g} s") from None
+            except _TryAgain as failure:
+                pause = failure.wait + random.random() * patience.backoff_seconds * 2 ** (attempt - 1)
+                if attempt >= patience.attempts or time.monotonic() + pause >= deadline:
+                    raise failure.error from None
+            await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Let go of connections; a later call opens new ones."""

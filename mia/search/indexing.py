@@ -95,10 +95,11 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, dict[str, Any]]:
         raise CorpusError(f"there is no index in '{folder}'.", hint="mia index PATH… --out DIR")
     _check_version(folder)
     index = _open_lexical(folder)
-    manifest = index.snapshot().manifest() if index else None
-    if index is None or manifest is None:
+    snapshot = index.snapshot() if index else None
+    manifest = snapshot.manifest() if snapshot else None
+    if snapshot is None or manifest is None:
         raise CorpusError(f"the index '{folder}' was begun and never finished.", hint="run `mia index` again")
-    return index.snapshot(), manifest
+    return snapshot, manifest
 
 
 def _check_version(folder: Path) -> None:
@@ -201,7 +202,10 @@ def _begin(folder: Path) -> LexicalIndex:
     if mark.exists():
         _check_version(folder)
     else:
-        mark.write_text(json.dumps({"format": "mia-index", "version": INDEX_VERSION}) + "\n", encoding="utf-8")
+        try:
+            mark.write_text(json.dumps({"format": "mia-index", "version": INDEX_VERSION}) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CorpusError(f"cannot write the index '{folder}': {error.strerror}.", hint="--out DIR") from error
     index = _open_lexical(folder, create=True)
     assert index is not None
     return index
