@@ -34,6 +34,7 @@ class WebServer:
         self.requests: list[Request] = []
         self._ssl_context = ssl_context
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> WebServer:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._ssl_context)
@@ -46,9 +47,13 @@ class WebServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)  # The loop closes a socket one turn after it was aborted.
         await self._server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -76,7 +76,7 @@ def showing_progress() -> Iterator[OnProgress]:
     for name in ("pypdf", "trafilatura", "htmldate"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=output.console(), transient=True) as bar:
+    with Bar(*columns, console=output.console(), transient=True, disable=not output.console().is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
 
         def on_progress(progress: Progress) -> None:
