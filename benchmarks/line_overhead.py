@@ -66,50 +66,37 @@ class OnePassage:
 # ── the endpoint, in a process of its own ─────────────────────────────────────────────────────────────────────────
 
 
-def choose_reply(messages: list[dict[str, Any]]) -> str:
-    """Which of the four calls this is, told by the shape of the conversation."""
-    last = str(messages[-1]["content"])
-    if "Write the plan" in last:
-        return REPLIES[0]
-    if "yes (a supplementary plan" in last:
-        return REPLIES[3]
-    return REPLIES[2] if "<tool_response>" in last else REPLIES[1]
+MARKS = (b"Write the plan", b"<question>", b"<tool_response>\\n", b"yes (a supplementary plan")
+"""What the four requests end in, in the order of the replies; the last mark in a request tells which one it is."""
+
+
+def wire(text: str) -> bytes:
+    """A whole HTTP response that holds one completion."""
+    page = {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "bench",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 500, "completion_tokens": 40, "total_tokens": 540},
+    }
+    body = json.dumps(page).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
 
 
 async def serve(delay: float) -> None:
-    """A minimal chat-completions endpoint; prints its port."""
+    """A minimal chat-completions endpoint, as light as can be so as not to be what is measured; prints its port."""
+    responses = [wire(reply) for reply in REPLIES]
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = next(
-                    int(line.partition(b":")[2])
-                    for line in head.split(b"\r\n")
-                    if line.lower().startswith(b"content-length")
-                )
-                request = json.loads(await reader.readexactly(length))
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
+                request = await reader.readexactly(length)
                 await asyncio.sleep(delay)
-                body = json.dumps(
-                    {
-                        "id": "c",
-                        "object": "chat.completion",
-                        "created": 0,
-                        "model": "bench",
-                        "choices": [
-                            {
-                                "index": 0,
-                                "finish_reason": "stop",
-                                "message": {"role": "assistant", "content": choose_reply(request["messages"])},
-                            }
-                        ],
-                        "usage": {"prompt_tokens": 500, "completion_tokens": 40, "total_tokens": 540},
-                    }
-                ).encode()
-                writer.write(
-                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-                    + body
-                )
+                last = max(range(len(MARKS)), key=lambda number: request.rfind(MARKS[number]))
+                writer.write(responses[last])
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -204,13 +191,16 @@ async def record_messages(team: Team, model: ChatModel) -> list[list[Any]]:
 
 
 async def throughput(questions: int, delay: float) -> dict[str, float]:
-    """Questions at once against a slow endpoint, as a share of the ideal rate."""
+    """Questions at once against a slow endpoint, as a share of the ideal rate; the median of three rounds."""
     with Endpoint(delay) as endpoint:
         team, model = build(endpoint.url, questions)
         await ask(team, 0)
-        begun = time.perf_counter()
-        await asyncio.gather(*(ask(team, number) for number in range(questions)))
-        seconds = time.perf_counter() - begun
+        rounds = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            await asyncio.gather(*(ask(team, number) for number in range(questions)))
+            rounds.append(time.perf_counter() - begun)
+        seconds = statistics.median(rounds)
         await model.close()
     return {"questions": questions, "seconds": seconds, "share_of_ideal": delay * CALLS_PER_QUESTION / seconds}
 
