@@ -37,7 +37,7 @@ def test_every_prompt_file_is_loaded_by_a_module_beside_it() -> None:
     for module in pkgutil.walk_packages(mia.__path__, "mia."):
         if not module.name.startswith("mia.cli"):
             importlib.import_module(module.name)
-    loaded = {thing.name for thing in gc.get_objects() if isinstance(thing, Prompt)}
+    loaded = {thing.name for thing in gc.get_objects() if type(thing) is Prompt}
     texts = {f"{path.parent.name}/{path.stem}" for path in ROOT.rglob("*.txt")}
     assert texts == loaded
 
