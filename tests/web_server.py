@@ -43,6 +43,7 @@ class WebServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0.01)  # A connection that is accepted while the server closes would never be closed.
         self._server.close()
         for task in self._tasks:
             task.cancel()

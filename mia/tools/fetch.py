@@ -1,8 +1,8 @@
 """`fetch`: one page of the public web, as text with passages that can be cited.
 
-Every request goes through the address guard, redirects too, which are followed by hand. Size is capped while the body
-is unpacked, piece by piece; time is capped for connecting, for silence and in all. A page that is longer than its cap
-is cut, and says so. Whatever goes wrong is a `ToolError` with a plain reason. No cookie is kept, nothing is cached.
+Every request goes through the guard's transport, redirects too, which are followed by hand. Size is capped while the
+body is unpacked, piece by piece; time is capped for connecting, for silence and in all. A page that is longer than its
+cap is cut, and says so. Whatever goes wrong is a `ToolError` with a plain reason. No cookie is kept, nothing is cached.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class FetchTool:
                 async with self._connected().stream("GET", at) as response:
                     target = _redirect(response)
                     if target is not None:
-                        at = self._follow(at, target)
+                        at = target
                         continue
                     content, whole = await self._read(response)
                     content_type = response.headers.get("content-type", "")
@@ -108,12 +108,6 @@ class FetchTool:
         except ToolError as error:
             raise ToolError(f"{_shown(at)}: {error.got}", wanted=error.wanted) from error
         raise ToolError(f"{_shown(url)} redirects more than {self._limits.redirects} times.")
-
-    def _follow(self, source: httpx2.URL, target: httpx2.URL) -> httpx2.URL:
-        try:
-            return self._guard.check(target)
-        except AddressForbidden as error:
-            raise AddressForbidden(f"{_shown(source)} redirects, and there {error.got}", wanted=error.wanted) from None
 
     async def _read(self, response: httpx2.Response) -> tuple[bytes, bool]:
         """The body up to the cap, and whether that is all of it. Raises ToolError for an answer that is no page."""
