@@ -221,19 +221,20 @@ def _without_answer(attempt: Attempt) -> Verdict:
 def _say_recall(recall: Recall) -> str:
     correct = sum(1 for shown in recall.shown if shown.judgement == "correct")
     if not recall.shown:
-        return f"nothing fits, of {recall.considered} memories"
-    return f"{len(recall.shown)} memories ({correct} correct, {len(recall.shown) - correct} incorrect)"
+        return f"nothing fits, of {_count(recall.considered, 'memory')}"
+    return f"{_count(len(recall.shown), 'memory')} ({correct} correct, {len(recall.shown) - correct} incorrect)"
 
 
 def _say_plan(plan: Plan) -> str:
     chosen = f", chosen of {len(plan.candidates)}" if plan.candidates else ""
-    return f"{len(plan.steps) or 'unnumbered'} steps{chosen}"
+    return f"{_count(len(plan.steps), 'step') if plan.steps else 'steps without numbers'}{chosen}"
 
 
 def _say_execution(execution: Execution) -> str:
     steps = execution.trace.steps
     calls = sum(1 for step in steps if step.tool_call is not None)
-    return f"{len(steps)} turns, {calls} tool calls: {execution.answer.text if execution.answer else 'no answer'}"
+    answer = execution.answer.text if execution.answer else "no answer"
+    return f"{_count(len(steps), 'turn')}, {_count(calls, 'tool call')}: {answer}"
 
 
 def _say_reflection(reflection: Reflection) -> str:
@@ -244,3 +245,8 @@ def _say_reflection(reflection: Reflection) -> str:
 
 def _say_verdict(verdict: Verdict) -> str:
     return f"{verdict.outcome.value} ({verdict.judge})"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun.removesuffix("y") + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number} {noun if number == 1 else plural}"
