@@ -165,6 +165,16 @@ class Usage(Record):
             seconds=self.seconds + other.seconds,
         )
 
+    def __sub__(self, other: Usage) -> Usage:
+        known = self.cost is not None and other.cost is not None
+        return Usage(
+            calls=self.calls - other.calls,
+            prompt_tokens=self.prompt_tokens - other.prompt_tokens,
+            completion_tokens=self.completion_tokens - other.completion_tokens,
+            cost=(self.cost or 0.0) - (other.cost or 0.0) if known else None,
+            seconds=self.seconds - other.seconds,
+        )
+
 
 # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -179,7 +179,9 @@ def _rows(progress: Progress) -> list[tuple[str, str]]:
     rows.append(("with memories", str(page["with_memory"])))
     cost = f", ${page['cost']:.4f}" if page["cost"] else ""
     tokens = page["prompt_tokens"] + page["completion_tokens"]
-    rows.append(("spent", f"{page['calls']:,} model calls, {tokens:,} tokens{cost}"))
+    remembering = page["remembering"]["calls"]
+    of_which = f" ({remembering:,} of the calls for remembering)" if remembering else ""
+    rows.append(("spent", f"{page['calls']:,} model calls, {tokens:,} tokens{cost}{of_which}"))
     rows += [(f"stopped: {name}", str(count)) for name, count in page["stops"].items() if name != "answered"]
     rows += [(f"failed in {name}", str(count)) for name, count in page["failures"].items()]
     return rows

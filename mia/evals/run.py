@@ -26,7 +26,7 @@ from mia.evals.summary import Summary
 from mia.events import OnEvent, ignore
 from mia.models.ledger import Account, Budget, Ledger
 from mia.team import Team
-from mia.types import Episode, StopReason, Task, new_id
+from mia.types import Episode, StopReason, Task, Usage, new_id
 
 RUN_VERSION = 1
 
@@ -87,6 +87,7 @@ def open_run(folder: Path, tasks: Sequence[Task], config: Config, *, resume: boo
     for episode in log.episodes():
         summary.add(episode)
         done.add(episode.question.id)
+    summary.remembering = _spent_on_remembering(folder / "summary.json")
     return Run(id=str(page["id"]), folder=folder, log=log, summary=summary, done=done)
 
 
@@ -156,7 +157,12 @@ class Runner:
         await self._run.log.append(episode)
         self._run.summary.add(episode)
         if self._absorbs:
-            await absorb(episode, self._team, ledger)
+            await self._absorb(episode, ledger)
+
+    async def _absorb(self, episode: Episode, ledger: Ledger) -> None:
+        before = ledger.total
+        await absorb(episode, self._team, ledger)
+        self._run.summary.remembering += ledger.total - before
 
     def _unheard(self, task: Task, episode: Episode) -> None:
         """The model could not be asked: the question stays open; too many in a row, and the run stops."""
@@ -173,7 +179,7 @@ class Runner:
         if not self._absorbs or self._team.memory is None:
             return
         for episode in self._run.log.episodes():
-            await absorb(episode, self._team, Ledger(episode.question.id, run=self._account))
+            await self._absorb(episode, Ledger(episode.question.id, run=self._account))
 
     def _episode_id(self, task: Task) -> str:
         """The same for the same question of the same run, however often it is resumed."""
@@ -225,6 +231,14 @@ def _read_page(path: Path) -> dict[str, Any]:
     if not isinstance(page, dict) or page.get("version") != RUN_VERSION:
         raise ConfigError(f"'{path}' is not of a run that this MIA can resume.", hint="name another folder with --out")
     return page
+
+
+def _spent_on_remembering(path: Path) -> Usage:
+    """What earlier processes of this run spent after their answers; what a killed one spent so is not known."""
+    try:
+        return Usage.model_validate(json.loads(path.read_text(encoding="utf-8"))["remembering"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Usage()
 
 
 def _write_whole(path: Path, page: dict[str, Any]) -> None:

@@ -26,6 +26,8 @@ class Summary:
         self.replans = 0
         self.with_memory = 0
         self.seconds = 0.0
+        self.remembering = Usage()
+        """What was spent after the answers, on compressing them; no episode holds it."""
 
     def add(self, episode: Episode) -> None:
         """Count one episode."""
@@ -61,7 +63,8 @@ class Summary:
 
     @property
     def usage(self) -> Usage:
-        return sum(self.by_role.values(), Usage())
+        """All that was spent, remembering included."""
+        return sum(self.by_role.values(), self.remembering)
 
     def as_dict(self) -> dict[str, Any]:
         """For `summary.json` and `--json`."""
@@ -83,5 +86,6 @@ class Summary:
             "completion_tokens": usage.completion_tokens,
             "cost": usage.cost,
             "question_seconds": self.seconds,
+            "remembering": self.remembering.model_dump(),
             "by_role": {role.value: usage.model_dump() for role, usage in self.by_role.items()},
         }

@@ -122,6 +122,11 @@ class Ledger:
         self._stream = stream
 
     @property
+    def total(self) -> Usage:
+        """What was spent so far, over all roles."""
+        return self._account.spent
+
+    @property
     def calls_left(self) -> int | None:
         """Model calls that the question's own budget still allows; None for no limit.
 

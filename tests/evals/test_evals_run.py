@@ -11,14 +11,17 @@ import pytest
 from shelf import ShelfTool, call
 
 from mia.agents.executor import Executor
-from mia.config import ExecutorSettings, load_config
+from mia.config import ExecutorSettings, MemorySettings, load_config
+from mia.embeddings.hashing import HashingEmbedder
 from mia.errors import ConfigError, ModelUnavailable, StoreError
 from mia.evals.log import read_episodes
 from mia.evals.run import Progress, Runner, open_run
 from mia.judges.reference import ReferenceJudge
+from mia.memory.manager import MemoryManager
 from mia.models.base import ChatRequest
 from mia.models.ledger import Budget
 from mia.models.scripted import ScriptedModel
+from mia.store import open_store
 from mia.team import Team
 from mia.types import Question, Task
 
@@ -131,3 +134,26 @@ async def test_an_answer_that_cannot_be_kept_stops_the_run(tmp_path: Path, monke
     progress = await answer(tmp_path / "run", team(), resume=True)
     assert progress.summary.answered == len(TASKS)
     assert sorted(answered(tmp_path / "run")) == sorted(task.question.id for task in TASKS)
+
+
+async def test_what_remembering_cost_is_counted_and_survives_a_resume(tmp_path: Path) -> None:
+    def reply(request: ChatRequest) -> str:
+        return "1. Look (titan → a moon)" if request.purpose == "compress" else even_or_odd(request)
+
+    def who() -> Team:
+        model = ScriptedModel(reply, keep_requests=False)
+        store = open_store(tmp_path / "memory.db")
+        memory = MemoryManager(store, HashingEmbedder(), MemorySettings(), model)
+        executor = Executor(model, [ShelfTool()], ExecutorSettings())
+        return Team(executor=executor, judge=ReferenceJudge(), memory=memory)
+
+    run = open_run(tmp_path / "run", TASKS, load_config(), resume=False)
+    runner = Runner(run, TASKS, who(), concurrency=2)
+    runner.stop("not yet")
+    await runner.run()
+    progress = await answer(tmp_path / "run", who(), resume=True)
+    assert progress.summary.remembering.calls == len(TASKS)
+    assert progress.summary.usage.calls == 3 * len(TASKS)
+    again = open_run(tmp_path / "run", TASKS, load_config(), resume=True)
+    assert again.summary.remembering.calls == len(TASKS)
+    await again.log.close()
