@@ -28,7 +28,12 @@ FENCES = (
 )
 """The tags that mean something in our protocol and prompts."""
 
-_FENCE = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(FENCES)})\b)", re.IGNORECASE)
+# Possessive, for a long run of blanks behind a "<" must not be walked again and again.
+_FENCE = re.compile(rf"<(?=\s*+/?+\s*+(?:{'|'.join(FENCES)})\b)", re.IGNORECASE)
+# The marks of common chat templates; some servers take them for turns wherever they stand.
+_TEMPLATE_MARK = re.compile(
+    r"<(?=[|｜]|/?(?:s|bos|eos|start_of_turn|end_of_turn)>)|\[(?=/?(?:INST|SYS)\])", re.IGNORECASE
+)
 _BLANK = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -62,8 +67,13 @@ class Prompt:
 
 
 def defuse(text: str) -> str:
-    """Text from outside with our tags made harmless: their `<` becomes `‹`, so data cannot pose as structure."""
-    return _FENCE.sub("‹", text)
+    """Text from outside made harmless: data cannot pose as structure.
+
+    The `<` of our tags and of the marks of chat templates becomes `‹` (a `[` becomes `⟦`), and lone surrogates, which
+    can be neither sent nor stored, become `?`.
+    """
+    text = _FENCE.sub("‹", text.encode("utf-8", "replace").decode())
+    return _TEMPLATE_MARK.sub(lambda mark: "‹" if mark.group() == "<" else "⟦", text)
 
 
 def split_thinking(text: str) -> tuple[str, str] | None:

@@ -1,12 +1,11 @@
 """Intervals. Pure functions over numbers; no dependence on what was measured.
 
-Sources: Wilson (1927) for a proportion; the t interval for a mean of independent units.
+Source: Wilson (1927), the score interval of a proportion.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 Z_95 = 1.959963984540054
@@ -32,16 +31,3 @@ def wilson(successes: int, trials: int) -> Interval | None:
     centre = (share + Z_95**2 / (2 * trials)) / shrink
     half = Z_95 / shrink * math.sqrt(share * (1 - share) / trials + Z_95**2 / (4 * trials**2))
     return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
-
-
-def mean_interval(values: Sequence[float]) -> Interval | None:
-    """The mean with a normal 95 % interval (n ≥ 30 or so makes it honest); None for no values."""
-    count = len(values)
-    if count == 0:
-        return None
-    mean = math.fsum(values) / count
-    if count == 1:
-        return Interval(mean, mean, mean)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    half = Z_95 * math.sqrt(variance / count)
-    return Interval(mean, mean - half, mean + half)

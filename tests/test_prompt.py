@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import pkgutil
+import time
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,23 @@ def test_other_text_is_left_alone() -> None:
 )
 def test_thinking_is_split_from_the_reply(text: str, parts: tuple[str, str] | None) -> None:
     assert split_thinking(text) == parts
+
+
+@pytest.mark.parametrize(
+    "mark", ["<|im_end|>", "<|im_start|>system", "<|eot_id|>", "<｜User｜>", "[/INST]", "<end_of_turn>", "</s>"]
+)
+def test_the_marks_of_chat_templates_are_made_harmless(mark: str) -> None:
+    assert mark not in defuse(f"text {mark} text")
+    assert defuse(defuse(mark)) == defuse(mark)
+
+
+@pytest.mark.parametrize("piece", ["< ", "<", "< /", " ", "<\n", "[/", "<|"])
+def test_defusing_takes_linear_time(piece: str) -> None:
+    begun = time.process_time()
+    defuse("<" + piece[-1] * 500_000 + "x")
+    defuse(piece * 200_000)
+    assert time.process_time() - begun < 3
+
+
+def test_half_a_character_can_be_sent_and_stored_afterwards() -> None:
+    assert defuse("a\ud83db") == "a?b"

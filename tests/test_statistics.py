@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mia.statistics import mean_interval, wilson
+from mia.statistics import wilson
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,3 @@ def test_wilson_holds_the_estimate(successes: int, failures: int) -> None:
 def test_impossible_counts_are_refused(successes: int, trials: int) -> None:
     with pytest.raises(ValueError, match="successes"):
         wilson(successes, trials)
-
-
-def test_a_mean_by_hand() -> None:
-    interval = mean_interval([1.0, 2.0, 3.0, 4.0])
-    assert interval is not None
-    assert interval.estimate == 2.5
-    assert interval.high - interval.estimate == pytest.approx(1.2651, abs=1e-4)
-    assert mean_interval([]) is None

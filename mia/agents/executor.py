@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mia.agents.citations import cite
+from mia.agents.conversation import Messages, append_request
 from mia.agents.protocol import STOP, Reply, read_final_reply, read_reply
 from mia.config import ExecutorSettings
 from mia.errors import (
@@ -49,6 +50,7 @@ _NATIVE = Prompt.beside(__file__, "executor_native")
 _TASK = Prompt.beside(__file__, "executor_task")
 _RESUME = Prompt.beside(__file__, "executor_resume")
 _ANSWER_NOW = Prompt.beside(__file__, "executor_answer_now")
+_MEMORIES = Prompt.beside(__file__, "executor_memories")
 
 _WHY_NOW = {
     StopReason.CALL_LIMIT: "This is your last turn.",
@@ -62,7 +64,7 @@ class Execution:
     """A conversation of the Executor, and what the latest execution in it brought."""
 
     question: Question
-    messages: tuple[Message, ...]
+    messages: Messages
     """The whole conversation; `resume` goes on from here."""
     steps: tuple[Step, ...] = ()
     """The steps of both executions."""
@@ -109,7 +111,7 @@ class Executor:
     @property
     def prompts(self) -> dict[str, str]:
         """Prompt name → version."""
-        used = (_NATIVE if self._native else _TEXT, _TASK, _RESUME, _ANSWER_NOW)
+        used = (_NATIVE if self._native else _TEXT, _TASK, _MEMORIES, _RESUME, _ANSWER_NOW)
         return {prompt.name: prompt.version for prompt in used}
 
     def describe_tools(self) -> str:
@@ -122,12 +124,13 @@ class Executor:
             for schema in self._schemas
         )
 
-    async def execute(self, question: Question, plan: Plan | None, guidance: str, ledger: Ledger) -> Execution:
-        """Begin: the question with its plan, or with other guidance where there is no plan (both may be missing)."""
+    async def execute(self, question: Question, plan: Plan | None, memories: str, ledger: Ledger) -> Execution:
+        """Begin: the question with its plan, or where there is no plan with memories, fenced (both may be missing)."""
+        guidance = ""
         if plan is not None:
             guidance = f"\nThe plan:\n<plan>\n{defuse(plan.text)}\n</plan>"
-        elif guidance:
-            guidance = f"\n{guidance}"
+        elif memories:
+            guidance = "\n" + _MEMORIES.fill(memories=memories)
         task = _TASK.fill(question=defuse(question.text), guidance=guidance).strip()
         messages = (self._system, Message(role="user", content=task, images=question.images))
         return await self._loop(Execution(question=question, messages=messages), ledger)
@@ -145,10 +148,9 @@ class Executor:
         if messages and messages[-1].role == "assistant" and "<answer>" in messages[-1].content:
             kept = messages[-1].content.partition("<answer>")[0].rstrip()
             messages[-1] = messages[-1].evolve(content=kept or "(the answer was taken back)")
-        messages.append(Message(role="user", content=_RESUME.fill(plan=defuse(plan.text))))
         begun = replace(
             execution,
-            messages=tuple(messages),
+            messages=append_request(tuple(messages), _RESUME.fill(plan=defuse(plan.text))),
             first_step=len(execution.steps),
             answer=None,
             failure=None,
@@ -161,14 +163,24 @@ class Executor:
             begun = self._clock()
             limit = StopReason.CONTEXT_LIMIT if overflowed else self._limit(execution, faults, ledger)
             asked = self._ask_for_answer(execution, limit) if limit else execution
+            left = None if limit else max(0.0, self._settings.max_seconds - execution.seconds)
             try:
-                reply = await self._complete(asked.messages, ledger)
+                async with asyncio.timeout(left) as deadline:
+                    reply = await self._complete(asked.messages, ledger)
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
+                # The time is up in the middle of a call: it counts, and the next one asks for the answer.
+                spent = max(self._settings.max_seconds, execution.seconds + self._clock() - begun)
+                execution = replace(execution, calls=execution.calls + 1, seconds=spent)
+                continue
             except ContextOverflow as error:
                 # Our estimate was too low: make room, and ask for the answer.
                 shorter = self._shorten(execution)
                 if shorter is execution:
                     return self._failed(execution, StopReason.CONTEXT_LIMIT, error, begun)
-                execution, overflowed = shorter, True
+                execution = replace(shorter, seconds=execution.seconds + self._clock() - begun)
+                overflowed = True
                 continue
             except (ModelError, BudgetExceeded) as error:
                 return self._failed(asked, _reason(error), error, begun)
@@ -191,14 +203,13 @@ class Executor:
         return None
 
     def _ask_for_answer(self, execution: Execution, limit: StopReason) -> Execution:
-        request = Message(role="user", content=_ANSWER_NOW.fill(reason=_WHY_NOW[limit]))
-        execution = replace(execution, messages=(*execution.messages, request))
-        while estimate_tokens(execution.messages) > self._window:
+        request = _ANSWER_NOW.fill(reason=_WHY_NOW[limit])
+        while estimate_tokens(append_request(execution.messages, request)) > self._window:
             shorter = self._shorten(execution)
             if shorter is execution:
                 break
             execution = shorter
-        return execution
+        return replace(execution, messages=append_request(execution.messages, request))
 
     def _shorten(self, execution: Execution) -> Execution:
         """Drop the text of the largest observation from the conversation (never from the record).
@@ -220,7 +231,7 @@ class Executor:
         messages[index] = old.evolve(content=dropped if old.role == "tool" else _fence(dropped))
         return replace(execution, messages=tuple(messages))
 
-    async def _complete(self, messages: tuple[Message, ...], ledger: Ledger) -> ChatReply:
+    async def _complete(self, messages: Messages, ledger: Ledger) -> ChatReply:
         return await ledger.complete(
             self.model,
             ChatRequest(
@@ -237,8 +248,10 @@ class Executor:
         self, execution: Execution, reply: ChatReply, ledger: Ledger, begun: float, *, final: bool
     ) -> tuple[Execution, Reply]:
         """Record one reply, run the call in it, and append both to the conversation."""
-        text = reply.text.partition(STOP[0])[0].rstrip()
-        read = _read_native(text, reply) if self._native else (read_final_reply(text) if final else read_reply(text))
+        # Half a character can be neither sent nor stored.
+        text = reply.text.encode("utf-8", "replace").decode().partition(STOP[0])[0].rstrip()
+        read_text = read_final_reply if final else read_reply
+        read = _read_native(text, reply, read_text) if self._native else read_text(text)
         if reply.finish_reason == "length" and read.answer is None:
             read = Reply(read.thinking, fault=f"Your turn was cut off at {self.model.max_tokens} tokens. Be brief.")
         observation: Observation | None = None
@@ -266,9 +279,7 @@ class Executor:
         )
         return grown, read
 
-    def _turn_messages(
-        self, reply: ChatReply, text: str, read: Reply, observation: Observation | None
-    ) -> tuple[Message, ...]:
+    def _turn_messages(self, reply: ChatReply, text: str, read: Reply, observation: Observation | None) -> Messages:
         assistant = Message(role="assistant", content=text or reply.malformed_call, tool_calls=reply.tool_calls)
         if observation is None:
             # An answer; or a call made when only an answer was asked for, which no result will follow.
@@ -347,7 +358,7 @@ def _fence(text: str) -> str:
     return f"<tool_response>\n{text}\n</tool_response>"
 
 
-def _read_native(text: str, reply: ChatReply) -> Reply:
+def _read_native(text: str, reply: ChatReply, read_text: Callable[[str], Reply]) -> Reply:
     """A reply over native function calling, under the same rules as the text protocol."""
     if reply.malformed_call:
         fault = "The arguments of your tool call are no JSON object. Make the call again with a valid one."
@@ -360,7 +371,7 @@ def _read_native(text: str, reply: ChatReply) -> Reply:
     if reply.tool_calls:
         parts = split_thinking(text)
         return Reply(thinking="\n".join(parts).strip() if parts else text, call=reply.tool_calls[0])
-    read = read_reply(text)
+    read = read_text(text)
     if read.answer is None:
         fault = "Your turn held neither a tool call nor an answer. Call a tool, or write <answer>…</answer>."
         return Reply(thinking=read.thinking, fault=fault)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mia.agents.conversation import Messages, append_request
 from mia.errors import MiaError, ModelReplyError
 from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
 from mia.models.ledger import Ledger
@@ -35,11 +36,9 @@ PLAN_WORDS = 400
 PLAN_WORDS_WITH_IMAGE = 300
 REPLAN_WORDS = 200
 
-_NUMBERED = re.compile(r"^\s*(?:step\s+)?\d+[.):]\s+(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
+_NUMBERED = re.compile(r"^[ \t]*+(?:step[ \t]++)?\d++[.):][ \t]++(\S.*)$", re.MULTILINE | re.IGNORECASE)
 _YES_NO = re.compile(r"[\s*_\"'`.!]*(yes|no)[\s*_\"'`.!]*", re.IGNORECASE)
 _PLAN_TAG = re.compile(r"</?plan>", re.IGNORECASE)
-
-Messages = tuple[Message, ...]
 
 _REQUEST_ROOM = Message(role="user", content=_REFLECT.text)
 """Stands for the request that follows a trajectory, when room is measured."""
@@ -125,7 +124,7 @@ class Planner:
 
     async def reflect(self, messages: Messages, ledger: Ledger) -> Reflected:
         """Say whether to replan, after `show`; exactly one word is read. Raises ModelError, BudgetExceeded."""
-        asked = _append_request(messages, _REFLECT.text)
+        asked = append_request(messages, _REFLECT.text)
         reply = await self._ask(self._model, asked, "reflect", ledger)
         parts = split_thinking(reply.text)
         thinking, word = parts if parts else (reply.text, "")
@@ -138,7 +137,7 @@ class Planner:
         """Write the supplementary plan, after `reflect` or straight after `show`. Raises ModelError, BudgetExceeded."""
         memories = "\n\n" + _FRESH.fill(memories=fresh.for_planner) if fresh and fresh.for_planner else ""
         request = _REPLAN.fill(memories=memories, words=str(REPLAN_WORDS))
-        asked = _append_request(messages, request)
+        asked = append_request(messages, request)
         reply = await self._ask(self._model, asked, "replan", ledger)
         return Planned(_read_plan(reply.text, REPLAN_WORDS), (*asked, Message(role="assistant", content=reply.text)))
 
@@ -171,7 +170,9 @@ class Planner:
             question=defuse(question.text),
             caption=_caption(question),
             pairs=_PAIRS.fill(pairs=pairs.for_planner) if pairs and pairs.for_planner else "",
-            plans="\n\n".join(f"Plan {index}:\n{defuse(plan.text)}" for index, plan in enumerate(plans)),
+            plans="\n\n".join(
+                f"Plan {index}:\n<plan>\n{defuse(plan.text)}\n</plan>" for index, plan in enumerate(plans)
+            ),
         )
         messages = (Message(role="system", content=_SYSTEM.text), Message(role="user", content=request))
         schema = {
@@ -212,16 +213,8 @@ class Planner:
         return await ledger.complete(model, request)
 
 
-def _append_request(messages: Messages, request: str) -> Messages:
-    """The conversation with a request; it joins a user turn that is still open, for turns must alternate."""
-    if messages and messages[-1].role == "user":
-        last = messages[-1]
-        return (*messages[:-1], last.evolve(content=f"{last.content}\n\n{request}"))
-    return (*messages, Message(role="user", content=request))
-
-
 def _caption(question: Question) -> str:
-    return f"The question comes with an image: {defuse(question.caption)}\n" if question.caption else ""
+    return f"\n(It comes with an image that shows: {defuse(question.caption)})" if question.caption else ""
 
 
 def _read_plan(text: str, words: int) -> Plan:
@@ -235,4 +228,4 @@ def _read_plan(text: str, words: int) -> Plan:
     plan = cut_words(_PLAN_TAG.sub("", rest).strip(), words)
     if not plan:
         raise ModelReplyError("the Planner wrote no plan.")
-    return Plan(text=plan, steps=tuple(_NUMBERED.findall(plan)), thinking=thinking)
+    return Plan(text=plan, steps=tuple(step.strip() for step in _NUMBERED.findall(plan)), thinking=thinking)

@@ -17,10 +17,7 @@ from mia.types import ToolCall
 STOP = ("<tool_response>",)
 """Generation ends here: what follows would be an observation of the model's own making."""
 
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_EVIDENCE = re.compile(r"<evidence>(.*?)</evidence>", re.DOTALL)
-_EVIDENCE_LINE = re.compile(r"^\s*(?:[-*]\s*)?\[([^\[\]\n]+)\]\s*[:-]?\s*(.+?)\s*$", re.MULTILINE)
+_EVIDENCE_LINE = re.compile(r"^[ \t]*+(?:[-*][ \t]*+)?\[([^\[\]\n]++)\][ \t]*+[:-]?+[ \t]*+(\S.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,13 @@ def read_reply(text: str) -> Reply:
             fault="Your thinking was not closed. Write <think>…</think>, then one <tool_call> or the <answer>.",
         )
     thinking, rest = parts
-    calls, opened = _CALL.findall(rest), rest.count("<tool_call>")
-    answers = _ANSWER.findall(rest)
-    if opened and answers:
+    opened, answer = rest.count("<tool_call>"), _last_inside(rest, "answer")
+    if opened and answer is not None:
         return Reply(thinking, fault="You wrote a tool call and an answer in one turn. Write one of them alone.")
     if opened:
-        return _read_call(thinking, rest, calls, opened)
-    if answers:
-        return _read_answer(thinking, rest, answers[-1])
+        return _read_call(thinking, rest, opened)
+    if answer is not None:
+        return _read_answer(thinking, rest, answer)
     if "<answer>" in rest:
         return Reply(thinking, fault="Your answer was not closed. Write <answer>the answer alone</answer>.")
     return Reply(
@@ -65,24 +61,34 @@ def read_reply(text: str) -> Reply:
 def read_final_reply(text: str) -> Reply:
     """Read the reply to "answer now": the same, but an answer that the reply's end cut off counts as written."""
     reply = read_reply(text)
-    if reply.answer is not None:
+    parts = split_thinking(text)
+    if reply.answer is not None or parts is None:
         return reply
-    _, opening, cut_off = text.rpartition("<answer>")
+    _, opening, cut_off = parts[1].rpartition("<answer>")
     if opening and cut_off.strip() and "<" not in cut_off:
         return Reply(reply.thinking, answer=cut_off.strip())
     return reply
 
 
-def _read_call(thinking: str, rest: str, calls: list[str], opened: int) -> Reply:
+def _last_inside(text: str, tag: str) -> str | None:
+    """What the last pair of these tags holds; None if there is no pair."""
+    before, closing, _ = text.rpartition(f"</{tag}>")
+    _, opening, inside = before.rpartition(f"<{tag}>")
+    return inside if closing and opening else None
+
+
+def _read_call(thinking: str, rest: str, opened: int) -> Reply:
     if opened > 1:
         return Reply(thinking, fault=f"You wrote {opened} tool calls in one turn. Write one, and wait for its result.")
-    if not calls:
+    call = _last_inside(rest, "tool_call")
+    if call is None:
         return Reply(thinking, fault="Your tool call was not closed. End it with </tool_call>.")
     if rest.rpartition("</tool_call>")[2].strip():
         return Reply(thinking, fault="You wrote text after the tool call. End your turn with </tool_call>.")
     shape = 'Write <tool_call>{"name": "…", "arguments": {…}}</tool_call>.'
     try:
-        content = json.loads(calls[0])
+        # Once more, for an escape may stand for half a character, which can be neither sent nor stored.
+        content = json.loads(json.dumps(json.loads(call), ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         return Reply(thinking, fault=f"Your tool call is not valid JSON ({error}). {shape}")
     if not isinstance(content, dict) or not isinstance(content.get("name"), str):
@@ -98,8 +104,8 @@ def _read_answer(thinking: str, rest: str, answer: str) -> Reply:
     if not answer.strip():
         return Reply(thinking, fault="Your answer is empty. Write <answer>the answer alone</answer>.")
     evidence = tuple(
-        (passage_id.strip(), quote.strip("\"'“”‘’ "))
-        for block in _EVIDENCE.findall(rest)
-        for passage_id, quote in _EVIDENCE_LINE.findall(block)
+        (passage_id.strip(), quote.strip("\"'“”‘’ \t"))
+        for block in rest.split("<evidence>")[1:]
+        for passage_id, quote in _EVIDENCE_LINE.findall(block.partition("</evidence>")[0])
     )
     return Reply(thinking, answer=answer.strip(), evidence=evidence)

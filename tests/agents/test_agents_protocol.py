@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,3 +73,34 @@ def test_only_the_final_reply_may_end_inside_its_answer() -> None:
 def test_any_text_gives_exactly_one_of_call_answer_and_fault(text: str) -> None:
     reply = read_reply(text)
     assert sum((reply.call is not None, reply.answer is not None, bool(reply.fault))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>I might write <answer>unknown so far, but", None),
+        ("<think>not <answer>this</think><answer>Paris", "Paris"),
+        ("<think>not <answer>this</think>", None),
+        ("<answer>a</answer> <answer>b", "a"),
+    ],
+)
+def test_a_final_answer_is_never_taken_from_the_thinking(text: str, answer: str | None) -> None:
+    assert read_final_reply(text).answer == answer
+
+
+def test_half_a_character_in_a_call_is_replaced() -> None:
+    reply = read_reply(
+        '<tool_call>{"name": "search", "arguments": {"query_list": ["\\ud83d", "\\ud83d\\ude00"]}}</tool_call>'
+    )
+    assert reply.call is not None
+    assert reply.call.arguments == {"query_list": ["?", "😀"]}
+
+
+@pytest.mark.parametrize("piece", ["<", "\n", " ", "<answer>", "<evidence>", "[a] ", "<tool_call>", "</think>", "- \t"])
+def test_reading_takes_linear_time(piece: str) -> None:
+    text = piece * (400_000 // len(piece))
+    begun = time.process_time()
+    read_reply(text)
+    read_reply(f"<evidence>{text}</evidence><answer>x</answer>")
+    read_final_reply(text)
+    assert time.process_time() - begun < 3
