@@ -126,6 +126,12 @@ class MissingExtra(MiaError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""
 
 
+def install_hint(extra: str) -> str:
+    """What to type for an extra. MIA is installed from its own files and not by name: an index may give that name to
+    another project."""
+    return f'pip install -c constraints.txt ".[{extra}]" in the folder that MIA was installed from'
+
+
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import an optional library where it is used, or raise `MissingExtra` with the cure.
 
@@ -136,5 +142,5 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     except ImportError as error:
         raise MissingExtra(
             f"the Python package '{module.partition('.')[0]}' is needed for {purpose} and is not installed ({error}).",
-            hint=f'pip install "mia-agent[{extra}]"',
+            hint=install_hint(extra),
         ) from error

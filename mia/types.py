@@ -504,7 +504,7 @@ def _load(kind: type[R], text: str | bytes, current: int, upgrades: Mapping[int,
     if version > current:
         raise RecordError(
             f"this {name} has version {version}; this MIA knows versions up to {current}.",
-            hint="pip install --upgrade mia-agent",
+            hint="install the newer MIA that wrote it",
         )
     for step in range(version, current):
         content = upgrades[step](content)

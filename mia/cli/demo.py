@@ -96,7 +96,7 @@ def demo_data() -> Path:
     raise CorpusError(
         "the documents of the demonstration are not installed.",
         wanted=f"examples/solar_system in '{package}' or beside it",
-        hint="pip install --force-reinstall mia-agent, or run it from a checkout of the repository",
+        hint="run it from a checkout of the repository",
     )
 
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mia.embeddings.base import Embedder
-from mia.errors import ConfigError, MissingExtra
+from mia.errors import ConfigError, MissingExtra, install_hint
 
 if TYPE_CHECKING:
     from mia.config import Config
@@ -29,7 +29,7 @@ def build_embedder(name: str, config: Config) -> Embedder:
     if missing:
         raise MissingExtra(
             f"the embedder '{name}' needs the Python package '{missing}', which is not installed.",
-            hint='pip install "mia-agent[local]"',
+            hint=install_hint("local"),
         )
     if name == "hashing":
         from mia.embeddings.hashing import HashingEmbedder
@@ -54,7 +54,10 @@ def corpus_embedder(config: Config) -> Embedder | None:
     """The embedder for corpora as `search.vectors` says; None: lexical search only."""
     name = config.search.vectors
     if name == "auto":
-        return None if _missing("static") else build_embedder("static", config)
+        from mia.embeddings.static import StaticEmbedder
+
+        static = StaticEmbedder() if not _missing("static") else None
+        return static if static is not None and static.possible else None
     return None if name == "off" else build_embedder(name, config)
 
 

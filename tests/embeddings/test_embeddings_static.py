@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -89,3 +90,19 @@ def test_distilling_needs_no_network_and_is_done_once(
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
     assert again.stdout == vectors.tobytes()
     assert [path.name for path in (tmp_path / "mia").iterdir()] == ["static-minilm-l6-v2-256"]
+
+
+def test_threads_can_share_it(folder: Path) -> None:
+    embedder = StaticEmbedder(folder)
+    alone = embedder.embed(["red crimson seven " * 200])
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda _: embedder.embed(["red crimson seven " * 200]), range(400)))
+    assert all(numpy.array_equal(vectors, alone) for vectors in together)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_found_before_it_is_needed(folder: Path, tmp_path: Path) -> None:
+    assert StaticEmbedder(folder).possible
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert not StaticEmbedder(tmp_path / "locked" / "model").possible

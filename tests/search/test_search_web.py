@@ -255,7 +255,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "ddgs", None)
-    with pytest.raises(MissingExtra, match=r"mia-agent\[web\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[web\]"):
         DdgsSearch()
 
 

@@ -341,7 +341,7 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(StoreError, match="has schema version 99; this MIA knows versions up to 1") as caught:
         open_store(path)
-    assert caught.value.hint == "pip install --upgrade mia-agent"
+    assert caught.value.hint == "install the newer MIA that wrote it"
     assert path.read_bytes() == before
 
 
