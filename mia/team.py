@@ -16,6 +16,7 @@ from mia.agents.captioner import Captioner
 from mia.agents.executor import Executor
 from mia.agents.planner import Planner
 from mia.config import Config, LimitSettings, LineSettings
+from mia.errors import StoreError
 from mia.judges import build_judge
 from mia.judges.base import Judge
 from mia.memory.base import MemoryStrategy
@@ -158,4 +159,13 @@ def _build_memory(config: Config, store: MemoryStore, models: Models) -> MemoryS
     from mia.embeddings import memory_embedder
     from mia.memory.manager import MemoryManager
 
-    return MemoryManager(store, memory_embedder(config, store.space()), config.memory, models.manager)
+    space = store.space()
+    maker = space.partition("/")[0]
+    if maker and config.memory.embedder not in ("auto", maker):
+        # Found now and not when an answer that was paid for cannot be remembered.
+        raise StoreError(
+            f"the memory '{store.location}' was made with the embedder '{maker}', and memory.embedder is "
+            f"'{config.memory.embedder}'.",
+            hint=f'memory.embedder = "{maker}" (or "auto"), or another file with memory.path',
+        )
+    return MemoryManager(store, memory_embedder(config, space), config.memory, models.manager)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mia.types import Attempt, Episode, RecalledMemory, Step
 
 OBSERVATION_WORDS = 60
+QUESTION_WORDS = 200
 
 
 def show(
@@ -63,7 +64,7 @@ def _from_file(path: Path, id: str) -> Episode:
 
 
 def _story(episode: Episode, *, full: bool) -> Iterator[str]:
-    yield f"# {episode.question.text}"
+    yield f"# {episode.question.text if full else cut_words(episode.question.text, QUESTION_WORDS)}"
     yield f"episode {episode.id}" + (f", run {episode.run}" if episode.run else "")
     if episode.question.caption:
         yield f"image: {episode.question.caption}"
