@@ -2,6 +2,9 @@
 
 The resolved page is stored with every run, without its secrets; a resume under a different page is refused with the
 names of the settings that differ. In the environment a dot is two underscores: `MIA_MODELS__DEFAULT__MODEL=qwen3`.
+
+No error shows what may be a secret: a key, an address, or whatever stands where a section or a list belongs. An address
+with a name or password in it is refused, because addresses are stored and shown.
 """
 
 from __future__ import annotations
@@ -9,16 +12,56 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mia.errors import ConfigError
 from mia.types import Role
+
+
+def _check_address(address: str) -> str:
+    if "@" in address:
+        raise ConfigError(
+            "an address must hold no '@', before which stand a name and a password.",
+            hint="leave them out; a key is named by api_key_env, the environment variable that holds it",
+        )
+    return address
+
+
+def _check_variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*|", name):
+        raise ConfigError(
+            "it names no environment variable.",
+            wanted="a name of letters, digits and underscores, and not the key itself",
+            hint="export MY_KEY=…, and set api_key_env to MY_KEY",
+        )
+    return name
+
+
+def _split(given: Any) -> Any:
+    """A list that came as text, as it does from the environment."""
+    return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+VariableName = Annotated[str, AfterValidator(_check_variable)]
+ToolName = Literal["search", "lookup", "fetch", "web_image_to_image_search"]
 
 
 class Section(BaseModel):
@@ -30,14 +73,14 @@ class ModelSettings(Section):
 
     provider: Literal["openai", "replay"] = "openai"
     """"openai" speaks to any OpenAI-compatible endpoint; "replay" serves a recording (`path`)."""
-    base_url: str = ""
+    base_url: Address = ""
     """E.g. http://localhost:11434/v1; empty: the OPENAI_BASE_URL of the environment, else OpenAI's own."""
     model: str = ""
     """Its name at the endpoint."""
     api_key: SecretStr = SecretStr("")
     """Better left to the environment: OPENAI_API_KEY is used for OpenAI's own endpoint and for OPENAI_BASE_URL;
     for any other endpoint name the variable in `api_key_env`, so that a key never goes to a stranger."""
-    api_key_env: str = ""
+    api_key_env: VariableName = ""
     """The environment variable that holds the key."""
     protocol: Literal["text", "native"] = "text"
     """How the Executor's tool calls travel: in the text, or as the endpoint's own function calls."""
@@ -83,6 +126,21 @@ class ModelsSettings(Section):
             return self.default
         return self.default.model_copy(update={field: getattr(own, field) for field in own.model_fields_set})
 
+    @model_validator(mode="after")
+    def _room_for_a_prompt(self) -> ModelsSettings:
+        """Looked at here and not in a role's own section, whose gaps the default fills."""
+        roles: tuple[Role | Literal["cold_start"], ...] = (*Role, "cold_start")
+        own = {str(role): self.of(role) for role in roles if getattr(self, role) is not None}
+        for name, settings in {"default": self.default, **own}.items():
+            if settings.max_tokens >= settings.context_window:
+                raise ConfigError(
+                    f"of models.{name}, the reply (max_tokens = {settings.max_tokens}) leaves no room for a prompt in "
+                    f"the window (context_window = {settings.context_window}).",
+                    hint=f"set models.{name}.max_tokens = {settings.context_window // 4}, or a larger context_window "
+                    "where the model has one",
+                )
+        return self
+
 
 class LineSettings(Section):
     """Which stages the line runs."""
@@ -108,8 +166,8 @@ class ExecutorSettings(Section):
     """Wall clock over both executions."""
     max_context_tokens: int = Field(default=110_000, ge=256)
     """Tokens of the conversation, where the model's window allows more."""
-    tools: tuple[Literal["search", "lookup", "fetch", "web_image_to_image_search"], ...] = ("search",)
-    """The tools it may call."""
+    tools: Annotated[tuple[ToolName, ...], BeforeValidator(_split)] = ("search",)
+    """The tools it may call, as a list or with commas between."""
     protocol_retries: int = Field(default=3, ge=0)
     """Replies in a row that hold neither a call nor an answer, before the Executor is told to answer."""
 
@@ -162,11 +220,11 @@ class MemorySettings(Section):
 class SearchSettings(Section):
     engine: Literal["corpus", "http", "searxng", "serper", "ddgs"] = "corpus"
     """Your documents, a Search-R1 server, or the web."""
-    corpus: tuple[str, ...] = ()
-    """Files and folders to answer from; indexed on first use."""
+    corpus: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    """Files and folders to answer from, as a list or with commas between; indexed on first use."""
     index: str = ""
     """An index made by `mia index`; empty: the one that belongs to `corpus`."""
-    url: str = ""
+    url: Address = ""
     """For "http" (Search-R1 /retrieve) and "searxng"."""
     k: int = Field(default=3, ge=1, le=100)
     """Passages per query."""
@@ -179,11 +237,11 @@ class SearchSettings(Section):
 class EmbeddingSettings(Section):
     """For the embedder "openai": any /v1/embeddings."""
 
-    base_url: str = ""
+    base_url: Address = ""
     """Empty: the OPENAI_BASE_URL of the environment, else OpenAI's own."""
     model: str = "text-embedding-3-small"
     """Its name at the endpoint."""
-    api_key_env: str = ""
+    api_key_env: VariableName = ""
     """The environment variable that holds the key."""
 
 
@@ -191,7 +249,7 @@ class JudgeSettings(Section):
     kind: Literal["auto", "reference", "llm", "peer", "trust", "none"] = "auto"
     """"auto": reference where a question has references, else peer review."""
     withhold: bool = False
-    """Hold back an answer whose support the trust judge finds weak."""
+    """Hold back an answer unless the trust judge finds its support strong."""
 
 
 class RunSettings(Section):
@@ -227,8 +285,8 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment only here: file and flags are merged around it by `load_config`."""
-        return (env_settings, init_settings)
+        """What it is given alone: `load_config` merges file, environment and flags."""
+        return (init_settings,)
 
     @property
     def store_path(self) -> Path:
@@ -254,36 +312,46 @@ def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None
     if file is None and Path("mia.toml").is_file():
         file = Path("mia.toml")
     page = _read_toml(file) if file is not None else {}
+    merged = _merge(page, _Environment(Config)())
+    for name, value in (flags or {}).items():
+        if value is not None:
+            merged = _merge(merged, _nest(name, value))
     try:
-        from_environment = Config(**page).model_dump(exclude_unset=True)
-        merged = _merge(page, from_environment)
-        for name, value in (flags or {}).items():
-            if value is not None:
-                merged = _merge(merged, _nest(name, value))
-        return _WithoutEnvironment(**merged)
+        return Config(**merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        wrong = "" if first["type"] in ("missing", "extra_forbidden") else f" (got {first['input']!r})"
-        raise ConfigError(
-            f"the setting '{name}' is wrong: {first['msg']}{wrong}.",
-            hint=f"correct it in {file}, in the environment (MIA_…) or on the command line" if file else "mia --help",
-        ) from error
+        # Without its cause, which quotes the value.
+        raise _wrong_setting(error, file) from None
 
 
-class _WithoutEnvironment(Config):
-    """The last step of the merge: the environment has been read, and must not overrule the flags."""
+class _Environment(EnvSettingsSource):
+    """The settings in the environment: text, or JSON where a value begins like it. What is neither is for validation
+    to refuse, which names the setting."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return json.loads(value) if value.lstrip().startswith(("{", "[")) else value
+        except ValueError:
+            return value
+
+
+_SECRET = ("api_key", "api_key_env", "base_url", "url")
+"""Settings whose wrong value is not shown."""
+_NO_VALUE = ("missing", "extra_forbidden", "model_type")
+"""Errors about a name or a whole section."""
+
+
+def _wrong_setting(error: ValidationError, file: Path | None) -> ConfigError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    ours = first.get("ctx", {}).get("error")
+    if isinstance(ours, ConfigError):
+        return ConfigError(f"the setting '{name}' is wrong: {ours.got}", wanted=ours.wanted, hint=ours.hint)
+    value = first["input"]
+    plain = isinstance(value, str | int | float) and first["type"] not in _NO_VALUE and first["loc"][-1] not in _SECRET
+    return ConfigError(
+        f"the setting '{name}' is wrong: {first['msg']}{f' (got {value!r})' if plain else ''}.",
+        hint=f"correct it in {file}, in the environment (MIA_…) or on the command line" if file else "mia --help",
+    )
 
 
 def differences(stored: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -296,6 +364,16 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any], prefix: s
         elif old != new:
             found.append(prefix + key)
     return found
+
+
+def resolve_url(settings_base_url: str) -> str:
+    """The address of an endpoint: set, or the environment's; empty for OpenAI's own. Raises ConfigError."""
+    if settings_base_url:
+        return settings_base_url
+    try:
+        return _check_address(os.environ.get("OPENAI_BASE_URL", ""))
+    except ConfigError as error:
+        raise ConfigError(f"OPENAI_BASE_URL is wrong: {error.got}", hint=error.hint) from None
 
 
 def resolve_key(settings_base_url: str, api_key: SecretStr, api_key_env: str) -> str:

@@ -27,6 +27,8 @@ from mia.types import (
     Question,
     Recall,
     Reflection,
+    Stop,
+    StopReason,
     Task,
     Verdict,
 )
@@ -116,7 +118,9 @@ class Draft:
     def episode(self, id: str, run: str) -> Episode:
         reported = self._attempts[self._reported()]
         support = reported.verdict.support if reported.verdict is not None else None
-        withheld = self._team.withhold and support is not None and support.level != "strong"
+        # Support that nobody could judge is no support.
+        supported = support is not None and support.level == "strong"
+        withheld = self._team.withhold and reported.answer is not None and not supported
         return Episode(
             id=id,
             run=run,
@@ -142,12 +146,24 @@ class Draft:
         return answered[-1] if answered else len(self._attempts) - 1
 
     async def _run(self, work: Awaitable[Execution], plan: Plan | None) -> Execution:
-        execution = await self._stage("execute", work, _say_execution)
-        assert execution is not None  # The Executor turns every failure into a stop.
-        if execution.failure is not None:
+        execution = await self._stage("execute", work, self._say_execution)
+        if execution is None:
+            # The Executor makes a stop of what it expects to fail; of anything else the world does, this is made.
+            why = self._failures[-1].message
+            stop = Stop(reason=StopReason.UNREACHABLE, sentence=why)
+            execution = Execution(question=self._question, messages=(), stop=stop, failure=MiaError(why))
+        elif execution.failure is not None:
             self._failures.append(failure("execute", execution.failure))
         self._attempts.append(Attempt(plan=plan, trace=execution.trace, answer=execution.answer))
         return execution
+
+    def _say_execution(self, execution: Execution) -> str:
+        steps = execution.trace.steps
+        calls = sum(1 for step in steps if step.tool_call is not None)
+        answer = execution.answer.text if execution.answer else "no answer"
+        if execution.answer and self._team.withhold:
+            answer = "an answer, which its support may yet hold back"
+        return f"{_count(len(steps), 'turn')}, {_count(calls, 'tool call')}: {answer}"
 
     async def _reflect(self, planner: Planner, messages: tuple[Message, ...]) -> Reflected | None:
         reflected = await self._stage(
@@ -228,13 +244,6 @@ def _say_recall(recall: Recall) -> str:
 def _say_plan(plan: Plan) -> str:
     chosen = f", chosen of {len(plan.candidates)}" if plan.candidates else ""
     return f"{_count(len(plan.steps), 'step') if plan.steps else 'steps without numbers'}{chosen}"
-
-
-def _say_execution(execution: Execution) -> str:
-    steps = execution.trace.steps
-    calls = sum(1 for step in steps if step.tool_call is not None)
-    answer = execution.answer.text if execution.answer else "no answer"
-    return f"{_count(len(steps), 'turn')}, {_count(calls, 'tool call')}: {answer}"
 
 
 def _say_reflection(reflection: Reflection) -> str:

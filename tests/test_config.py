@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from mia.config import Config, differences, load_config, resolve_key
+from mia.config import Config, differences, load_config, resolve_key, resolve_url
+from mia.embeddings import build_embedder
 from mia.errors import ConfigError
+from mia.models import build_models
 from mia.types import Role
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -81,6 +83,97 @@ def test_the_resolved_page_holds_no_secret_and_names_what_differs() -> None:
     assert differences(one.resolved(), two.resolved()) == ["memory.k_positive"]
     assert one.digest != two.digest
     assert one.digest == load_config(flags={"models.default.api_key": SecretStr("planted-secret")}).digest
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '[models.default]\napi_key = ["planted-secret"]',
+        '[models.default]\napi_key = {key = "planted-secret"}',
+        '[models.default]\napi_key_env = "planted-secret"',
+        '[models.default]\napi_key_env = ["planted-secret"]',
+        '[models.default]\napi_keys = "planted-secret"',
+        '[models.default]\nbase_url = ["planted-secret"]',
+        '[models.default]\nmodel = ["planted-secret"]',
+        '[models]\ndefault = "planted-secret"',
+        '[models]\ndefault = ["planted-secret"]',
+        'models = "planted-secret"',
+        '[models.judge]\nbase_url = "http://user:planted-secret@host/v1"',
+        '[models.default]\nbase_url = "planted-secret@host"',
+        '[embeddings]\nbase_url = "https://user:planted-secret@host/v1"',
+        '[search]\nurl = "http://user:planted-secret@host/retrieve"',
+    ],
+)
+def test_no_error_shows_what_may_be_a_secret(tmp_path: Path, page: str) -> None:
+    (tmp_path / "mine.toml").write_text(page)
+    with pytest.raises(ConfigError) as raised:
+        load_config(tmp_path / "mine.toml")
+    assert "planted-secret" not in str(raised.value)
+    assert raised.value.__cause__ is None
+    if "@" in page:
+        assert "api_key_env" in raised.value.hint
+
+
+def test_an_address_of_the_environment_with_a_password_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_url("") == ""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://mine/v1")
+    assert (resolve_url(""), resolve_url("http://a/v1")) == ("http://mine/v1", "http://a/v1")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://user:planted-secret@mine/v1")
+    with pytest.raises(ConfigError, match="OPENAI_BASE_URL") as raised:
+        resolve_url("")
+    assert "planted-secret" not in str(raised.value)
+    monkeypatch.setenv("MIA_MODELS__DEFAULT__MODEL", "m")
+    for build in (lambda: build_models(load_config().models), lambda: build_embedder("openai", load_config())):
+        with pytest.raises(ConfigError, match="OPENAI_BASE_URL"):
+            build()
+
+
+def test_the_environment_gives_lists_as_text_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ("./docs, more", '["./docs", "more"]'):
+        monkeypatch.setenv("MIA_SEARCH__CORPUS", given)
+        assert load_config().search.corpus == ("./docs", "more")
+    monkeypatch.setenv("MIA_SEARCH__CORPUS", "2024")
+    assert load_config().search.corpus == ("2024",)
+    monkeypatch.setenv("MIA_EXECUTOR__TOOLS", "search,fetch")
+    assert load_config().executor.tools == ("search", "fetch")
+    monkeypatch.setenv("MIA_MODELS__PLANNER", '{"model": "large"}')
+    assert load_config().models.of(Role.PLANNER).model == "large"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("MIA_MODELS", "abc", "'models'"),
+        ("MIA_MODELS__PLANNER", "{abc", r"'models\.planner'"),
+        ("MIA_MODELS__DEFAULT__TYPO", "abc", r"'models\.default\.typo'"),
+        ("MIA_EXECUTOR__TOOLS", "sarch", r"'executor\.tools\.0'.*\(got 'sarch'\)"),
+        ("MIA_EXECUTOR__TOOLS", "[search", r"'executor\.tools\.0'"),
+    ],
+)
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=says):
+        load_config()
+
+
+@pytest.mark.parametrize(
+    ("flags", "role"),
+    [
+        ({"models.default.context_window": 2048}, "default"),
+        ({"models.planner.context_window": 1024}, "planner"),
+        ({"models.default.max_tokens": 4096, "models.judge.context_window": 4096}, "judge"),
+        ({"models.cold_start.max_tokens": 128_000}, "cold_start"),
+    ],
+)
+def test_a_window_that_the_reply_fills_is_refused(flags: dict[str, object], role: str) -> None:
+    with pytest.raises(ConfigError, match=rf"models\.{role}.*max_tokens = \d+.*context_window = \d+") as raised:
+        load_config(flags=flags)
+    assert f"models.{role}.max_tokens = " in raised.value.hint
+
+
+def test_a_role_with_a_small_window_may_take_its_small_replies_from_the_default() -> None:
+    flags = {"models.default.max_tokens": 512, "models.planner.context_window": 1024}
+    assert load_config(flags=flags).models.of(Role.PLANNER).max_tokens == 512
 
 
 def test_openais_key_goes_to_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:

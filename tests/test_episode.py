@@ -18,6 +18,7 @@ from mia.episode import absorb, answer, live
 from mia.errors import JudgeError, ModelUnavailable, StoreError
 from mia.events import StageFinished
 from mia.judges.reference import ReferenceJudge
+from mia.judges.trust import TrustJudge
 from mia.memory.manager import MemoryManager
 from mia.models.base import ChatRequest
 from mia.models.ledger import Budget, Ledger
@@ -254,6 +255,39 @@ async def test_a_weak_answer_is_held_back_if_asked_and_kept_in_the_attempts() ->
     assert episode.withheld
     assert episode.answer is None
     assert episode.attempts[0].answer is not None
+
+
+async def test_an_answer_whose_support_nobody_could_judge_is_held_back_and_told_to_nobody() -> None:
+    model = script(plan=[PLAN], execute=[call("titan"), RIGHT], reflect=[NO])
+    told: list[str] = []
+
+    def listen(event: object) -> None:
+        if isinstance(event, StageFinished):
+            told.append(event.summary)
+
+    down = ScriptedModel({"judge/support": [ModelUnavailable("the judge is down")]})
+    who = team(model, judge=TrustJudge(ReferenceJudge(), down), withhold=True)
+    episode = await ask(who, on_event=listen)
+    assert (episode.withheld, episode.answer) == (True, None)
+    assert episode.verdict is not None
+    assert "the judge is down" in episode.verdict.fallback
+    assert "The Hague" not in str(told)
+
+
+async def test_without_an_answer_nothing_is_held_back() -> None:
+    model = script(plan=[PLAN], execute=[ModelUnavailable("down")])
+    episode = await ask(team(model, withhold=True))
+    assert (episode.withheld, episode.answer) == (False, None)
+
+
+async def test_an_executor_that_cannot_go_on_at_all_leaves_its_question_open() -> None:
+    model = script(plan=[PLAN], execute=[StoreError("the disk is full")])
+    episode = await ask(team(model))
+    assert episode.stop is not None
+    assert (episode.stop.reason, episode.stop.sentence) == (StopReason.UNREACHABLE, "the disk is full")
+    assert [(failed.stage, failed.error) for failed in episode.failures] == [("execute", "StoreError")]
+    assert episode.verdict is not None
+    assert episode.verdict.outcome is Outcome.UNJUDGED
 
 
 async def test_an_image_is_captioned_once_and_goes_to_the_executor(tmp_path: Path) -> None:

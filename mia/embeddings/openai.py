@@ -6,7 +6,6 @@ as a `ModelError`. Retries and their waits are the SDK's. The key goes to the en
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -14,7 +13,7 @@ import numpy
 import openai
 from pydantic import SecretStr
 
-from mia.config import EmbeddingSettings, resolve_key
+from mia.config import EmbeddingSettings, resolve_key, resolve_url
 from mia.embeddings.base import Vectors
 from mia.embeddings.hashing import unit_rows
 from mia.errors import ConfigError, ModelRefused, ModelReplyError, ModelUnavailable, RealCallForbidden
@@ -46,7 +45,7 @@ class OpenAIEmbedder:
     @classmethod
     def from_settings(cls, settings: EmbeddingSettings) -> OpenAIEmbedder:
         """Raises ConfigError."""
-        base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL", "")
+        base_url = resolve_url(settings.base_url)
         key = resolve_key(settings.base_url, SecretStr(""), settings.api_key_env)
         if not key and base_url.rstrip("/") in ("", _OPENAI_URL):
             raise ConfigError(

@@ -1,8 +1,9 @@
 """A model compares the answer with the references: CORRECT, INCORRECT or NOT_ATTEMPTED, and only CORRECT counts.
 
 The reply is the verdict and nothing else; anything more is asked again once. If the model cannot be reached or stays
-unreadable, the reference's words in the answer decide, and the verdict says so in `fallback`. The verdict carries no
-words of the model, so no reference can get into an episode through it.
+unreadable, an answer that contains a reference is correct all the same; any other may be right in other words, and is
+unjudged. The verdict says so in `fallback`. It carries no words of the model, so no reference can get into an episode
+through it.
 """
 
 from __future__ import annotations
@@ -71,11 +72,15 @@ class LlmJudge:
         except BudgetExceeded as error:
             raise JudgeError(f"no budget is left to judge: {error.got}", hint=error.hint) from error
         except ModelError as error:
-            return Verdict(
-                outcome=Outcome.CORRECT if scores["sub_em"] else Outcome.INCORRECT,
-                judge="llm",
-                scores=scores,
-                # The kind of failure alone: an endpoint's message may echo the request, references and all.
-                fallback=f"{type(error).__name__}: judged by whether the answer contains a reference",
-            )
+            # The kind of failure alone: an endpoint's message may echo the request, references and all.
+            return _without_model(scores, type(error).__name__)
         return Verdict(outcome=outcome, judge="llm", scores=scores)
+
+
+def _without_model(scores: dict[str, float], failure: str) -> Verdict:
+    if scores["sub_em"]:
+        fallback = f"{failure}: judged by whether the answer contains a reference"
+        return Verdict(outcome=Outcome.CORRECT, judge="llm", scores=scores, fallback=fallback)
+    fallback = f"{failure}: the answer contains no reference, and whether it means the same was not judged"
+    reason = "The judge could not be heard."
+    return Verdict(outcome=Outcome.UNJUDGED, judge="llm", reason=reason, scores=scores, fallback=fallback)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mia.config import ModelSettings, ModelsSettings, resolve_key
+from mia.config import ModelSettings, ModelsSettings, resolve_key, resolve_url
 from mia.errors import ConfigError
 from mia.models.base import ChatModel, Price
 from mia.types import Role
@@ -44,6 +44,8 @@ class Models:
     judge: ChatModel
     cold_start: ChatModel | None = None
     """Writes the plan while the memory is cold; None: the planner does."""
+    replays: tuple[ReplayModel, ...] = ()
+    """The recordings among them, whoever is wrapped around them."""
 
     def of(self, role: Role) -> ChatModel:
         model: ChatModel = getattr(self, role.value)
@@ -70,6 +72,7 @@ def build_models(settings: ModelsSettings) -> Models:
         manager=built["manager"],
         judge=built["judge"],
         cold_start=built.get("cold_start"),
+        replays=builder.replays,
     )
 
 
@@ -86,6 +89,11 @@ class _Builder:
         self._models: dict[ModelSettings, ChatModel] = {}
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
         self._replays: dict[str, ReplayModel] = {}
+
+    @property
+    def replays(self) -> tuple[ReplayModel, ...]:
+        """The recordings that were built so far."""
+        return tuple(self._replays.values())
 
     def build(self, settings: ModelSettings, section: str) -> ChatModel:
         if settings not in self._models:
@@ -163,8 +171,9 @@ def _shares(other: ModelSettings, settings: ModelSettings) -> bool:
 
 
 def _address(settings: ModelSettings) -> tuple[str, str]:
-    base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL", "")
-    return base_url.rstrip("/"), resolve_key(settings.base_url, settings.api_key, settings.api_key_env)
+    return resolve_url(settings.base_url).rstrip("/"), resolve_key(
+        settings.base_url, settings.api_key, settings.api_key_env
+    )
 
 
 def _price(settings: ModelSettings) -> Price | None:

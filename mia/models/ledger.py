@@ -3,13 +3,16 @@
 Every model call of the line goes through `Ledger.complete`, which checks the budgets *before* the call (a call that
 would go over is not made), counts after it, and numbers the turns. A run has an account of its own that all its
 questions share, so a run's budget holds whatever the concurrency: what a call may need is reserved before it starts.
+Most calls need less than they may. So a call that does not fit beside those under way waits for them to end, and is
+refused only once what was really spent leaves no room for it. A call that waits holds nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from mia import events
@@ -47,6 +50,7 @@ class Account:
         self._clock = clock
         self._started_at = clock()
         self._reserved: list[Reservation] = []
+        self._settled = asyncio.Event()
 
     @property
     def seconds_left(self) -> float | None:
@@ -60,31 +64,46 @@ class Account:
             return None
         return max(0, self.budget.calls - self.spent.calls - len(self._reserved))
 
-    def check(self, need: Reservation) -> None:
-        """Raises BudgetExceeded if a call with this need could go over a limit."""
-        budget, spent = self.budget, self.spent
-        if self.calls_left == 0:
-            raise self._exceeded("calls", f"{budget.calls} calls")
-        tokens = spent.tokens + sum(held.tokens for held in self._reserved)
-        if budget.tokens is not None and tokens + need.tokens > budget.tokens:
-            raise self._exceeded("tokens", f"{budget.tokens} tokens, {tokens} taken, up to {need.tokens} needed")
-        if budget.money is not None:
-            if need.cost is None or spent.cost is None:
-                raise self._exceeded("money", f"${budget.money:g}, and a model in use has no price set")
-            cost = spent.cost + sum(held.cost or 0.0 for held in self._reserved)
-            if cost + need.cost > budget.money:
-                raise self._exceeded("money", f"${budget.money:g}, ${cost:.4f} taken, up to ${need.cost:.4f} needed")
-        left = self.seconds_left
-        if left is not None and left <= 0:
-            raise self.out_of_time()
+    def admits(self, need: Reservation) -> bool:
+        """Whether a call with this need fits beside those under way.
+
+        Raises BudgetExceeded if it would not fit without them either.
+        """
+        refusal = self._refusal(need, ())
+        if refusal is not None:
+            raise refusal
+        return self._refusal(need, self._reserved) is None
 
     def reserve(self, need: Reservation) -> None:
         self._reserved.append(need)
 
     def settle(self, need: Reservation, usage: Usage) -> None:
-        """Give a reservation back and count what was really used."""
+        """Give a reservation back and count what was really used; whoever waits for room looks again."""
         self._reserved.remove(need)
         self.spent = self.spent + usage
+        self._settled.set()
+        self._settled = asyncio.Event()
+
+    async def settled(self) -> None:
+        """Returns when the next call under way has ended."""
+        await self._settled.wait()
+
+    def _refusal(self, need: Reservation, held: Sequence[Reservation]) -> BudgetExceeded | None:
+        """Why a call with this need could go over a limit, with these calls under way."""
+        budget, spent = self.budget, self.spent
+        if budget.calls is not None and spent.calls + len(held) >= budget.calls:
+            return self._exceeded("calls", f"{budget.calls} calls")
+        tokens = spent.tokens + sum(other.tokens for other in held)
+        if budget.tokens is not None and tokens + need.tokens > budget.tokens:
+            return self._exceeded("tokens", f"{budget.tokens} tokens, {tokens} taken, up to {need.tokens} needed")
+        if budget.money is not None:
+            if need.cost is None or spent.cost is None:
+                return self._exceeded("money", f"${budget.money:g}, and a model in use has no price set")
+            cost = spent.cost + sum(other.cost or 0.0 for other in held)
+            if cost + need.cost > budget.money:
+                return self._exceeded("money", f"${budget.money:g}, ${cost:.4f} taken, up to ${need.cost:.4f} needed")
+        left = self.seconds_left
+        return self.out_of_time() if left is not None and left <= 0 else None
 
     def out_of_time(self) -> BudgetExceeded:
         return self._exceeded("seconds", f"{self.budget.seconds:g} seconds")
@@ -142,30 +161,25 @@ class Ledger:
         return min(left, default=None)
 
     async def complete(self, model: ChatModel, request: ChatRequest) -> ChatReply:
-        """One model call, within the budgets. Raises BudgetExceeded (no call is made, or it is broken off when time
-        runs out) and ModelError."""
+        """One model call, within the budgets, as soon as there is room for it beside the calls under way.
+
+        Raises BudgetExceeded (no call is made, or it is broken off when time runs out) and ModelError.
+        """
         prompt_tokens = estimate_prompt(request)
         reply_tokens = request.max_tokens or model.max_tokens
         cost = model.price.cost(prompt_tokens, reply_tokens) if model.price else None
         need = Reservation(prompt_tokens + reply_tokens, cost)
-        for account in self._accounts:
-            account.check(need)
+        await self._reserve(need)
         request = self._number(request)
-        for account in self._accounts:
-            account.reserve(need)
         usage = Usage(calls=1, cost=None if model.price is None else 0.0)
         begun = self._clock()
         try:
-            async with asyncio.timeout(self.seconds_left) as deadline:
+            async with self._in_time():
                 reply = await model.complete(request)
             usage = reply.usage
             if model.price is not None:
                 usage = usage.evolve(cost=model.price.cost(usage.prompt_tokens, usage.completion_tokens))
             return reply
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise min(self._timed(), key=lambda account: account.seconds_left or 0.0).out_of_time() from None
         finally:
             usage = usage.evolve(seconds=self._clock() - begun)
             for account in self._accounts:
@@ -173,14 +187,38 @@ class Ledger:
             self.usage[request.role] = self.usage.get(request.role, Usage()) + usage
             self.models[request.role] = model.name
 
+    async def _reserve(self, need: Reservation) -> None:
+        """Take what a call may need from every budget at once, or wait until that is possible."""
+        async with self._in_time():
+            while full := [account for account in self._accounts if not account.admits(need)]:
+                await full[0].settled()
+        for account in self._accounts:
+            account.reserve(need)
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Breaks off when the time of a budget runs out, with BudgetExceeded."""
+        try:
+            async with asyncio.timeout(self.seconds_left) as deadline:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise min(self._timed(), key=lambda account: account.seconds_left or 0.0).out_of_time() from None
+
     def _timed(self) -> list[Account]:
         return [account for account in self._accounts if account.seconds_left is not None]
 
     def _number(self, request: ChatRequest) -> ChatRequest:
-        """The request with its turn number, and with our listeners for streamed text and retries."""
+        """The request with its turn number, and with our listeners for streamed text and retries.
+
+        Events are for everyone, and references for the judge alone: its text is not streamed, and what an endpoint says
+        of a failed try, which may echo the request, is left out.
+        """
         key = (request.role, request.purpose)
         turn = self._turns.get(key, 0)
         self._turns[key] = turn + 1
+        of_the_judge = request.role is Role.JUDGE
 
         def on_text(delta: str) -> None:
             self.on_event(TextArrived(question_id=self.question_id, role=request.role, delta=delta))
@@ -192,7 +230,7 @@ class Ledger:
                     role=request.role,
                     attempt=attempt,
                     wait_seconds=wait_seconds,
-                    reason=reason,
+                    reason="the reason may quote the reference, and is not shown" if of_the_judge else reason,
                 )
             )
 
@@ -200,6 +238,6 @@ class Ledger:
             request,
             question_id=self.question_id,
             turn=turn,
-            on_text=on_text if self._stream else None,
+            on_text=on_text if self._stream and not of_the_judge else None,
             on_retry=on_retry,
         )

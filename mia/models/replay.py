@@ -5,8 +5,9 @@ A recording is a file of JSON Lines, described in docs/recordings.md. The first 
 its key (question id, role, purpose, turn), never by its place in the file, so concurrent questions replay in any order.
 An entry holds a reply, or says in `halted` why the recorded run wrote nothing more.
 
-Always true: a call without an entry raises, entries that nobody asked for can be listed, no key has two entries, and a
-file with one broken line is refused as a whole, with the numbers of its broken lines.
+Always true: a call without an entry raises, entries that nobody asked for can be listed, no take has two entries for
+one key, and a file with one broken line is refused as a whole, with the numbers of its broken lines. Where two takes
+recorded the same question, role and purpose, the take that began later counts, with all its turns and alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -25,9 +27,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from mia.errors import ConfigError, ModelReplyError, RecordError, ReplayMismatch, StoreError
+from mia.errors import ModelRefused, ModelReplyError, ModelUnavailable, RecordError, ReplayMismatch, StoreError
 from mia.models.base import ChatModel, ChatReply, ChatRequest, FinishReason, Price, estimate_usage
-from mia.types import Record, Role, ToolCall, Usage
+from mia.types import Record, Role, ToolCall, Usage, new_id
 
 FORMAT = "mia-recording"
 VERSION = 1
@@ -72,6 +74,8 @@ class RecordedCall(Record):
     """The `prompt_sha` of the request, for a strict replay."""
     halted: str = ""
     """Why the recorded run wrote nothing more; then there is no reply."""
+    take: str = ""
+    """Which opening of the file wrote it."""
 
     @model_validator(mode="after")
     def _reply_or_halt(self) -> RecordedCall:
@@ -173,29 +177,33 @@ class ReplayModel:
 class RecordingWriter:
     """Appends calls to one recording, for as many models as like; use it from one event loop.
 
-    An existing recording is continued. A last line that a kill tore is cut off. A key that is already there is refused
-    before its call is made: a second episode of the same question (an epoch) belongs in a recording of its own.
+    An existing recording is continued, as a new take whose entries count instead of older ones (see the module). A
+    last line that a kill tore is cut off. A key that this take already holds is refused before its call is made: a
+    second episode of the same question (an epoch) belongs in a recording of its own.
     """
 
     def __init__(self, path: Path, *, note: str = "") -> None:
         """Raises RecordError if the file is no recording, StoreError if it cannot be opened."""
         self.path = path
+        self.take = new_id("rec")
+        self._taken: set[CallKey] = set()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             started = path.is_file() and _mend(path)
-            self._taken = set(read_recording(path)) if started else set()
         except OSError as error:
             raise StoreError(f"cannot open the recording '{path}': {error.strerror}.") from error
-        if not started:
+        if started:
+            read_recording(path)  # Nothing is added to a file that could not be read again.
+        else:
             self._write(_header(note))
 
     def claim(self, key: CallKey) -> None:
-        """Take a key for a call that is about to be made. Raises ConfigError if it is taken."""
+        """Take a key for a call that is about to be made. Raises ModelRefused if it is taken."""
         if key in self._taken:
-            raise ConfigError(
-                f"the recording '{self.path}' already holds the call {key}.",
-                wanted="one recording per run: the same question asked again would have the same key",
-                hint="set models.record to a new file",
+            raise ModelRefused(
+                f"the recording '{self.path}' already holds the call {key}, made by this same process.",
+                wanted="one pass over a question: asked again, it has the same keys",
+                hint="set models.record to a new file for each pass",
             )
         self._taken.add(key)
 
@@ -205,7 +213,7 @@ class RecordingWriter:
 
     def append(self, call: RecordedCall) -> None:
         """Raises StoreError if the disk does not take it; the file then ends with the entry before."""
-        self._write(_line(call))
+        self._write(_line(call.model_copy(update={"take": self.take})))
 
     def _write(self, line: bytes) -> None:
         try:
@@ -244,7 +252,8 @@ class Recorder:
         return self._model.price
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        """Raises what the model raises; ConfigError for a call that is already recorded; StoreError for a full disk."""
+        """Raises what the model raises; ModelRefused for a call that this process recorded already; ModelUnavailable
+        where the disk does not take the reply, which is then not used either."""
         key = CallKey.of(request)
         self._writer.claim(key)
         recorded = False
@@ -252,6 +261,9 @@ class Recorder:
             reply = await self._model.complete(request)
             self._writer.append(_recorded(request, reply))
             recorded = True
+        except StoreError as error:
+            hint = "make room on the disk, or leave models.record unset"
+            raise ModelUnavailable(f"its reply could not be recorded: {error.got}", hint=hint) from error
         finally:
             if not recorded:
                 self._writer.release(key)
@@ -262,7 +274,7 @@ class Recorder:
 
 
 def read_recording(path: Path) -> dict[CallKey, RecordedCall]:
-    """The calls of a recording by key. Raises RecordError, naming every broken line."""
+    """The calls of a recording that count, by key. Raises RecordError, naming every broken line."""
     lines = read_lines(path)
     number, first = next(lines, (1, b""))
     try:
@@ -274,16 +286,19 @@ def read_recording(path: Path) -> dict[CallKey, RecordedCall]:
     if header.version > VERSION:
         raise RecordError(
             f"the recording '{path}' has version {header.version}; this MIA knows version {VERSION}.",
-            hint="pip install --upgrade mia-agent",
+            hint="install the newer MIA that wrote it",
         )
-    calls: dict[CallKey, RecordedCall] = {}
+    # Question, role and purpose → take → its calls; takes stand in the order in which they began.
+    series: dict[tuple[str, Role, str], dict[str, dict[CallKey, RecordedCall]]] = {}
     broken: list[str] = []
     for number, call in _parsed(lines, RecordedCall, broken):
+        takes = series.setdefault((call.question_id, call.role, call.purpose), {})
+        calls = takes.setdefault(call.take, {})
         if call.key in calls:
             broken.append(f"line {number}: a second entry for {call.key}")
         calls[call.key] = call
     _refuse(path, broken)
-    return calls
+    return {key: call for takes in series.values() for key, call in list(takes.values())[-1].items()}
 
 
 def write_calls(calls: Iterable[RecordedCall], path: Path, *, note: str = "") -> None:
@@ -310,7 +325,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecordError(f"cannot read '{path}': {reason}.") from error
     return ((number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip())

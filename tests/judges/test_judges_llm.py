@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mia.errors import BudgetExceeded, JudgeError, ModelRefused, ModelUnavailable
+from mia.errors import BudgetExceeded, JudgeError, ModelRefused, ModelReplyError, ModelUnavailable
 from mia.judges import LlmJudge
 from mia.judges.llm import read_verdict
 from mia.models.ledger import Budget, Ledger
@@ -101,7 +101,7 @@ async def test_a_malformed_reply_is_asked_again_and_never_guessed(scripted, atte
 
 @pytest.mark.parametrize("reply", MALFORMED)
 async def test_twice_malformed_falls_back_to_containment(scripted, attempt, task, reply: str) -> None:
-    for answer, outcome in (("Christiaan Huygens", Outcome.CORRECT), ("Cassini", Outcome.INCORRECT)):
+    for answer, outcome in (("Christiaan Huygens", Outcome.CORRECT), ("Cassini", Outcome.UNJUDGED)):
         judge = LlmJudge(scripted({"judge": [reply, reply]}))
         verdict = await judge.judge(task("Huygens"), attempt(answer), Ledger("q"))
         assert verdict.outcome is outcome
@@ -126,6 +126,16 @@ async def test_a_judge_that_is_down_falls_back_and_says_so(scripted, attempt, ta
         verdict = await LlmJudge(model).judge(task("planted-secret-7"), attempt("x planted-secret-7"), Ledger("q"))
         assert verdict.correct
         assert verdict.fallback == f"{type(failure).__name__}: judged by whether the answer contains a reference"
+
+
+async def test_a_judge_that_is_down_never_says_wrong(scripted, attempt, task) -> None:
+    for failure in (ModelUnavailable("down"), ModelRefused("401"), ModelReplyError("torn")):
+        verdict = await LlmJudge(scripted({"judge": [failure]})).judge(
+            task("United States"), attempt("the US of A"), Ledger("q")
+        )
+        assert verdict.outcome is Outcome.UNJUDGED
+        assert verdict.fallback.startswith(f"{type(failure).__name__}: the answer contains no reference")
+        assert verdict.scores["sub_em"] == 0
 
 
 async def test_no_verdict_holds_the_reference(scripted, attempt, task) -> None:

@@ -138,6 +138,13 @@ async def test_pieces_of_text_and_retries_become_events() -> None:
     await Ledger("q", on_event=seen.append, stream=True).complete(ScriptedModel(answer), request())
     assert [type(event) for event in seen] == [Retrying, TextArrived]
     assert (seen[0].reason, seen[1].delta, seen[1].role) == ("busy", "hello", Role.EXECUTOR)
+    seen.clear()
+    judged = await Ledger("q", on_event=seen.append, stream=True).complete(
+        ScriptedModel(answer), request(Role.JUDGE, "judge")
+    )
+    # Its words, and what its endpoint says, may hold the reference.
+    assert (judged.text, [type(event) for event in seen]) == ("hello", [Retrying])
+    assert "busy" not in seen[0].reason
     quiet: list[Any] = []
     await Ledger("q", on_event=quiet.append).complete(ScriptedModel(lambda asked: "hello"), request())
     assert quiet == []
