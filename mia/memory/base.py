@@ -31,7 +31,8 @@ class MemoryStrategy(Protocol):
     async def remember(self, group: Sequence[Episode], ledger: Ledger) -> tuple[Memory, ...]:
         """Compress and store the group of episodes of one question; idempotent by episode id. Raises StoreError.
 
-        Returns what is in the store because of them. Unjudged episodes are kept and give no memory.
+        Returns what is in the store because of them. Unjudged episodes are kept and give no memory. A model or embedder
+        that is down raises nothing: the episodes are kept, and a later call for them takes them up again.
         """
         ...
 

@@ -22,7 +22,7 @@ import numpy
 
 from mia.config import MemorySettings
 from mia.embeddings.base import Embedder
-from mia.errors import ConfigError, RecordError, StoreError
+from mia.errors import ConfigError, ModelError, RecordError, StoreError
 from mia.memory import present, score
 from mia.memory.bank import Bank, Shelf
 from mia.memory.compress import CATEGORIES, Compressor
@@ -117,7 +117,8 @@ class MemoryManager:
         """Compress and store the episodes of one question; idempotent by episode id. Raises StoreError.
 
         Of several episodes the shortest correct one and the first incorrect one are kept, and their plans as a pair
-        where there are both. Unjudged episodes, and those that broke off before an answer, give no memory.
+        where there are both. Unjudged episodes, and those that broke off before an answer, give no memory. While the
+        embedder cannot be asked they are only kept, and a later call for the same episodes makes their memories.
         """
         if len({episode.question.id for episode in group}) > 1:
             raise ValueError("a group holds the episodes of one question")
@@ -129,7 +130,10 @@ class MemoryManager:
         if fresh:
             # Kept first: a lesson needs a model and an embedder, and may come later or never.
             await asyncio.to_thread(self._store.transaction, lambda writing: _save(writing, fresh, absorbed=False))
-            lessons = await self._draw_lessons(fresh, ledger)
+            try:
+                lessons = await self._draw_lessons(fresh, ledger)
+            except ModelError:
+                return ()
             await asyncio.to_thread(self._store.transaction, lambda writing: self._absorb(writing, fresh, lessons))
         return await asyncio.to_thread(self._store.memories_of, ids)
 

@@ -4,8 +4,9 @@ Nothing outside the named paths is ever read: links inside a folder are not foll
 file that cannot be used (binary, broken, too large) is skipped with a reason, and never stops the others. JSONL is
 different: it is data that somebody made for us, so its broken lines are errors, named by number.
 
-A passage has at most about 200 words and an id that stays the same while its place does: the row's own `id` for JSONL,
-else the file's path and a number ("docs/guide.md#3").
+A passage has at most about 200 words and an id that stays the same while its place does: the file's path and a number
+("docs/guide.md#3"). A row of JSONL is a passage with the row's own `id`; a row of over 400 words is split like a
+document, into "id#0", "id#1", …
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from mia.errors import CorpusError
+from mia.errors import CorpusError, ToolError
+from mia.search import pages
 from mia.types import Passage
 
 ACCEPTED = "JSONL of {id, title, text} (.jsonl, .jsonl.gz), text (.txt), Markdown (.md), HTML (.html) and PDF (.pdf)"
@@ -45,8 +47,14 @@ _SUFFIXES: dict[str, Kind] = {
 }
 _WORDS = 200
 """A passage is filled up to so many words."""
+_ROW_WORDS = 400
+"""A row of JSONL up to this size is one passage, as it was made."""
 _CHARACTERS_PER_WORD = 7
 """Cautious for English; it is what counts words in languages that write them without spaces."""
+_TITLE_CHARACTERS = 500
+"""A title is repeated with each passage; what is longer is cut."""
+_ID_CHARACTERS = 2048
+_FILE_BOUNDS = pages.Bounds(html_characters=10_000_000, pdf_pages=5_000, pdf_seconds=120.0)
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Limits:
     """For a file that is read whole: text, Markdown, HTML, PDF. JSONL is streamed and may have any size."""
     line_bytes: int = 4 * 1024 * 1024
     """For one line of JSONL."""
+    page: pages.Bounds = _FILE_BOUNDS
+    """For HTML and PDF. A file that is larger, or slower to read, is left out: half a document would not be noticed."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +204,16 @@ def read_rows(file: SourceFile, limits: Limits = Limits()) -> Iterator[Row]:
         content = file.path.read_bytes()
     except OSError as error:
         raise UnusableFile(f"cannot be read: {error.strerror}") from error
+    try:
+        sections = list(_READERS[file.kind](content, file.path, limits))
+    except ToolError as error:
+        # A sentence there ("it is a PDF that …."), a reason behind the file's name here.
+        raise UnusableFile(error.got.removeprefix("it is ").rstrip(".")) from error
     count = 0
-    for section in _READERS[file.kind](content, file.path):
+    for section in sections:
         for text in split_text(section.text):
-            passage = Passage(id=f"{file.key}#{count}", title=section.title, text=text, source=file.key + section.place)
-            yield Row(passage)
+            title, source = section.title[:_TITLE_CHARACTERS], file.key + section.place
+            yield Row(Passage(id=f"{file.key}#{count}", title=title, text=text, source=source))
             count += 1
     if not count:
         raise UnusableFile("holds no text")
@@ -225,9 +240,12 @@ def _read_jsonl(file: SourceFile, limits: Limits) -> Iterator[Row]:
                 if not line.strip():
                     continue
                 try:
-                    yield Row(_row(line, file.key), number)
+                    row = _row(line, file.key)
                 except ValueError as error:
                     broken.append(f"line {number}: {error}")
+                    continue
+                for passage in _passages_of(row):
+                    yield Row(passage, number)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         broken.append(f"after line {number}: the compressed data is broken ({error})")
     except OSError as error:
@@ -263,101 +281,50 @@ def _row(line: bytes, key: str) -> Passage:
         values[name] = value.encode("utf-8", "replace").decode().strip()
         if needed and not values[name]:
             raise ValueError(f'no "{name}"')
-    return Passage(id=values["id"], title=values["title"], text=values["text"], source=key)
+    if len(values["id"]) > _ID_CHARACTERS:
+        raise ValueError(f'"id" is longer than {_ID_CHARACTERS} characters')
+    return Passage(id=values["id"], title=values["title"][:_TITLE_CHARACTERS], text=values["text"], source=key)
 
 
-def _read_text(content: bytes, path: Path) -> Iterator[_Section]:
-    yield _Section(_title_of(path), _decode(content))
+def _passages_of(row: Passage) -> Iterator[Passage]:
+    """A row as it is, or in pieces that are numbered where it is too long for one passage."""
+    if _size(row.text) <= _ROW_WORDS:
+        yield row
+        return
+    for count, text in enumerate(split_text(row.text)):
+        yield row.evolve(id=f"{row.id}#{count}", text=text)
 
 
-def _read_markdown(content: bytes, path: Path) -> Iterator[_Section]:
-    yield from _markdown_sections(_decode(content), _title_of(path))
+def _read_text(content: bytes, path: Path, limits: Limits) -> Iterator[_Section]:
+    yield _Section(_title_of(path), pages.decode(content))
 
 
-def _read_html(content: bytes, path: Path) -> Iterator[_Section]:
-    import trafilatura
-
-    _refuse_binary(content)
-    markdown, title = "", ""
-    # The extractor and the parser below it raise nearly anything on hostile pages; it becomes the reason of a skip.
-    try:
-        markdown = trafilatura.extract(
-            content, output_format="markdown", include_comments=False, include_links=False, favor_recall=True
-        )
-        metadata = trafilatura.extract_metadata(content)
-        title = (metadata.title if metadata else "") or ""
-        if not markdown:
-            markdown = trafilatura.html2txt(content)
-    except Exception as error:
-        raise UnusableFile(f"not HTML that can be read ({type(error).__name__})") from error
-    yield from _markdown_sections(_clean(markdown or ""), _clean(title).strip() or _title_of(path))
+def _read_markdown(content: bytes, path: Path, limits: Limits) -> Iterator[_Section]:
+    yield from _markdown_sections(pages.decode(content), _title_of(path))
 
 
-def _read_pdf(content: bytes, path: Path) -> Iterator[_Section]:
-    import io
-
-    import pypdf
-
-    # The reader is written in Python over a format of many dialects; what it raises becomes the reason of a skip.
-    try:
-        reader = pypdf.PdfReader(io.BytesIO(content))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise UnusableFile("a PDF that needs a password")
-        title = _clean(str((reader.metadata and reader.metadata.title) or "")).strip() or _title_of(path)
-        pages = [_clean(page.extract_text() or "") for page in reader.pages]
-    except UnusableFile:
-        raise
-    except Exception as error:
-        raise UnusableFile(f"not a PDF that can be read ({type(error).__name__}: {error})"[:300]) from error
-    if not any(page.strip() for page in pages):
-        raise UnusableFile("a PDF without text (only pictures of pages?)")
-    for number, page in enumerate(pages, start=1):
-        yield _Section(title, page, f"#page={number}")
+def _read_html(content: bytes, path: Path, limits: Limits) -> Iterator[_Section]:
+    page = pages.read_html(pages.decode(content, html=True), limits.page)
+    if not page.whole:
+        raise UnusableFile(f"more than {limits.page.html_characters:,} characters of HTML; split it")
+    yield from _markdown_sections(page.text, page.title or _title_of(path))
 
 
-_READERS: dict[str, Callable[[bytes, Path], Iterator[_Section]]] = {
+def _read_pdf(content: bytes, path: Path, limits: Limits) -> Iterator[_Section]:
+    pdf = pages.read_pdf(content, limits.page)
+    if not pdf.whole:
+        bounds = limits.page
+        raise UnusableFile(f"a PDF of more than {bounds.pdf_pages:,} pages, or {bounds.pdf_seconds:g} s; split it")
+    for number, page in enumerate(pdf.pages, start=1):
+        yield _Section(pdf.title or _title_of(path), page, f"#page={number}")
+
+
+_READERS: dict[str, Callable[[bytes, Path, Limits], Iterator[_Section]]] = {
     "text": _read_text,
     "markdown": _read_markdown,
     "html": _read_html,
     "pdf": _read_pdf,
 }
-
-
-def _decode(content: bytes) -> str:
-    """Bytes to text: by the byte order mark, as UTF-8, else by the best guess. Raises UnusableFile."""
-    for mark, encoding in (
-        (b"\xef\xbb\xbf", "utf-8-sig"),
-        (b"\xff\xfe\x00\x00", "utf-32"),
-        (b"\x00\x00\xfe\xff", "utf-32"),
-        (b"\xff\xfe", "utf-16"),
-        (b"\xfe\xff", "utf-16"),
-    ):
-        if content.startswith(mark):
-            return _clean(content.decode(encoding, "replace"))
-    _refuse_binary(content)
-    try:
-        return _clean(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        from charset_normalizer import from_bytes
-
-        guesses = from_bytes(content[:65_536])
-        best = guesses.best()
-        if best is None:
-            raise UnusableFile("not text in any encoding that is known") from None
-        # Of equally likely ones the library takes the first by name; Windows' western one is the most common by far.
-        equal = {each.encoding for each in guesses if (each.chaos, each.coherence) == (best.chaos, best.coherence)}
-        return _clean(content.decode("cp1252" if "cp1252" in equal else best.encoding, "replace"))
-
-
-def _refuse_binary(content: bytes) -> None:
-    start = content[:65_536]
-    if b"\x00" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UnusableFile("binary")
-
-
-def _clean(text: str) -> str:
-    """The text without what no text holds: half surrogates and NUL."""
-    return text.encode("utf-8", "replace").decode().replace("\x00", " ").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _title_of(path: Path) -> str:
@@ -368,10 +335,10 @@ def _title_of(path: Path) -> str:
 # ── splitting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)")
-_HEADING = re.compile(r"^ {0,3}(#{1,6})\s+(.+?)\s*#*\s*$")
+_HEADING = re.compile(r" {0,3}(#{1,6})\s++(.+)")
 _UNDERLINE = re.compile(r"^ {0,3}(=+|-+)\s*$")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
-_FRONT_TITLE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE)
+_FRONT_TITLE = re.compile(r"^title:\s*+(.+)$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n")
 
 
@@ -380,7 +347,7 @@ def _markdown_sections(text: str, title: str) -> Iterator[_Section]:
     front = _FRONT_MATTER.match(text)
     if front:
         named = _FRONT_TITLE.search(front.group(1))
-        title = named.group(1) if named else title
+        title = named.group(1).strip().strip("\"'") if named else title
         text = text[front.end() :]
     path: list[tuple[int, str]] = []
     lines: list[str] = []
@@ -405,7 +372,11 @@ def _heading(line: str, before: list[str]) -> tuple[int, str] | None:
     """The level and the words of a heading, with # or underlined; an underlined one is taken out of `before`."""
     marked = _HEADING.match(line)
     if marked:
-        return len(marked.group(1)), marked.group(2)
+        words = marked.group(2).rstrip()
+        unclosed = words.rstrip("#")
+        # The marks that close a heading stand apart; those of "C#" are its own.
+        words = words if unclosed[-1:].strip() else unclosed.rstrip()
+        return (len(marked.group(1)), words) if words else None
     underlined = _UNDERLINE.match(line)
     if underlined and before and before[-1].strip() and (len(before) == 1 or not before[-2].strip()):
         return (1 if "=" in line else 2), before.pop().strip()
@@ -449,16 +420,21 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
 def _cut(sentence: str) -> Iterator[str]:
     """A sentence, cut where it is longer than a passage: between words if it has any, else anywhere."""
     longest = _WORDS * _CHARACTERS_PER_WORD
-    while sentence and _size(sentence) > _WORDS:
-        words = sentence.split(None, _WORDS)
-        end = len(sentence) - len(words[-1]) if len(words) > _WORDS else longest
-        end = min(end, longest)
-        space = sentence.rfind(" ", longest // 2, end + 1)
-        end = space if space > 0 else end
-        yield sentence[:end].strip()
-        sentence = sentence[end:].strip()
-    if sentence:
-        yield sentence
+    start = 0
+    while start < len(sentence):
+        # Only what one piece may need is looked at, or a sentence of a megabyte would be counted a thousand times.
+        window = sentence[start : start + longest + _CHARACTERS_PER_WORD]
+        if window[0].isspace():
+            start += len(window) - len(window.lstrip())
+            continue
+        end = len(window)
+        if start + end < len(sentence) or _size(window) > _WORDS:
+            words = window.split(None, _WORDS)
+            end = min(end - len(words[-1]) if len(words) > _WORDS else longest, longest)
+            space = window.rfind(" ", longest // 2, end + 1)
+            end = space if space > 0 else end
+        yield window[:end].strip()
+        start += end
 
 
 def _size(text: str) -> int:

@@ -163,7 +163,8 @@ class SqliteStore:
         return int(self._select("SELECT count(*) FROM episodes")[0][0])
 
     def close(self) -> None:
-        with self._reading_lock, self._writing_lock:
+        # In the order of a transaction that reads: the other way round, the two would wait for each other for ever.
+        with self._writing_lock, self._reading_lock:
             self._reader.close()
             self._writer.close()
 
@@ -369,7 +370,7 @@ def _refuse_strangers(connection: sqlite3.Connection, path: Path) -> None:
     if version > len(MIGRATIONS):
         raise StoreError(
             f"the memory '{path}' has schema version {version}; this MIA knows versions up to {len(MIGRATIONS)}.",
-            hint="pip install --upgrade mia-agent",
+            hint="install the newer MIA that wrote it",
         )
 
 

@@ -19,9 +19,9 @@ from mia import __version__
 from mia.errors import AddressForbidden, ToolError
 from mia.models.base import ToolSchema
 from mia.search.documents import split_text
+from mia.search.pages import Page, kind_of, read_page
 from mia.tools.addresses import AddressGuard, GuardedTransport
 from mia.tools.base import BadArguments, ToolContext
-from mia.tools.pages import Page, kind_of, read_page
 from mia.types import Observation, Passage
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))

@@ -1,7 +1,8 @@
 """`search`: a batch of queries to the search engine, whichever it is, and the passages as the model reads them.
 
 The observation groups passages by query; a passage that an earlier query of the batch has already shown is named, and
-not printed twice. A failure of the engine is a `ToolError`, and nothing is cached.
+not printed twice. Whatever the engine, a passage has its bounds; what is longer is cut, says so, and can be cited as
+it was shown. A failure of the engine is a `ToolError`, and nothing is cached.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from mia.types import Observation, Passage
 
 MAX_QUERIES = 8
 MAX_QUERY_CHARACTERS = 400
+MAX_PASSAGE_CHARACTERS = 4_000
+"""Of the text of one passage; those of our own indexes are shorter."""
+MAX_TITLE_CHARACTERS = 500
+MAX_ID_CHARACTERS = 2_048
 _EXAMPLE = '{"query_list": ["first query", "second query"]}'
 
 
@@ -54,7 +59,8 @@ class SearchTool:
             raise ToolError(error.got, wanted=error.wanted, hint=error.hint) from error
         shown: dict[tuple[str, str], Passage] = {}
         groups: list[str] = []
-        for query, passages in zip(queries, results, strict=True):
+        for query, found in zip(queries, results, strict=True):
+            passages = [_cut(passage) for passage in found[: self._k]]
             lines = [_line(passage, (passage.id, passage.text) in shown) for passage in passages]
             shown |= {(passage.id, passage.text): passage for passage in passages}
             groups.append("\n\n".join([f"Query: {query}", *(lines or ["Nothing was found for this query."])]))
@@ -79,6 +85,14 @@ def _read_queries(arguments: dict[str, Any]) -> list[str]:
             f"a query of {longest} characters is too long; search takes up to {MAX_QUERY_CHARACTERS}. Use key words."
         )
     return folded
+
+
+def _cut(passage: Passage) -> Passage:
+    """The passage within its bounds, with a mark where its text was cut."""
+    text = passage.text
+    if len(text) > MAX_PASSAGE_CHARACTERS:
+        text = f"{text[:MAX_PASSAGE_CHARACTERS]} … [{len(text) - MAX_PASSAGE_CHARACTERS:,} characters cut]"
+    return passage.evolve(id=passage.id[:MAX_ID_CHARACTERS], title=passage.title[:MAX_TITLE_CHARACTERS], text=text)
 
 
 def _line(passage: Passage, shown_before: bool) -> str:

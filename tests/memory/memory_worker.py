@@ -2,18 +2,22 @@
 
 write   remember COUNT questions and credit MEMORY for each; print each memory's id once it is acknowledged, or an
         empty line where another's memory was kept.
+cancel  remember a question while another connection holds the file, break it off, close, and print "closed".
 follow  keep one manager open; for each line on stdin, recall that question and print the ids shown.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from past import episode
 
 from mia.config import MemorySettings
+from mia.embeddings.base import Vectors
 from mia.embeddings.hashing import HashingEmbedder
 from mia.memory.manager import MemoryManager
 from mia.models.ledger import Ledger
@@ -36,6 +40,32 @@ async def write(memory: MemoryManager, name: str, count: int, credited: str) -> 
         print(*(one.id for one in stored), flush=True)
 
 
+async def cancel(path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    held = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Holder(HashingEmbedder):
+        """Another process takes the file between the raw save and the memory."""
+
+        def embed(self, texts: Sequence[str]) -> Vectors:
+            other.execute("BEGIN IMMEDIATE")
+            loop.call_soon_threadsafe(held.set)
+            return super().embed(texts)
+
+    memory = MemoryManager(open_store(path), Holder(), MemorySettings())
+    remembering = asyncio.create_task(memory.remember([episode()], Ledger("q")))
+    await held.wait()
+    await asyncio.sleep(0.1)
+    remembering.cancel()
+    closing = asyncio.create_task(memory.close())
+    await asyncio.sleep(0.1)
+    other.execute("ROLLBACK")
+    other.close()
+    await closing
+    print("closed", remembering.cancelled())
+
+
 async def follow(memory: MemoryManager) -> None:
     # The reading blocks the loop, which has nothing else to do.
     for line in sys.stdin:
@@ -45,6 +75,9 @@ async def follow(memory: MemoryManager) -> None:
 
 if __name__ == "__main__":
     path, order, name, count, *credited = sys.argv[1:]
+    if order == "cancel":
+        asyncio.run(cancel(Path(path)))
+        sys.exit()
     memory = manager(Path(path))
     if order == "write":
         asyncio.run(write(memory, name, int(count), credited[0] if credited else ""))

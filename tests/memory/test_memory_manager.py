@@ -471,6 +471,27 @@ async def test_another_embedder_is_refused_and_the_episode_is_kept(build: Build,
     assert memory.provenance.episode_id == late.id
 
 
+async def test_an_embedder_that_is_down_keeps_the_episode_for_a_later_call(build: Build, store: SqliteStore) -> None:
+    class Down(HashingEmbedder):
+        down = True
+
+        def embed(self, texts: Sequence[str]) -> Vectors:
+            if self.down:
+                raise ModelUnavailable("the embeddings endpoint is down.")
+            return super().embed(texts)
+
+    embedder = Down()
+    manager = MemoryManager(store, embedder, MemorySettings())
+    finished = episode()
+    assert await manager.remember([finished], ledger()) == ()
+    assert store.load_episode(finished.id) == finished
+    assert not store.absorbed([finished.id])
+    embedder.down = False
+    (memory,) = await manager.remember([finished], ledger())
+    assert memory.provenance.episode_id == finished.id
+    assert store.absorbed([finished.id])
+
+
 @pytest.mark.parametrize("number", [numpy.nan, numpy.inf, 0.0, 1e38])
 async def test_vectors_without_a_direction_lose_no_memory_and_show_none(store: SqliteStore, number: float) -> None:
     class Broken(HashingEmbedder):

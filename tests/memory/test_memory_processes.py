@@ -98,3 +98,14 @@ async def test_what_one_process_remembers_the_next_recall_of_another_sees(path: 
             assert memory.id in follower.stdout.readline().split()
     assert follower.returncode == 0
     await manager.close()
+
+
+async def test_a_remember_that_is_broken_off_while_it_waits_does_not_keep_the_memory_from_closing(path: Path) -> None:
+    with start(path, "cancel") as worker:
+        try:
+            assert worker.communicate(timeout=20)[0] == "closed True\n"
+        finally:
+            worker.kill()
+    manager = memory_worker.manager(path)
+    assert len(manager.list()) == 1
+    await manager.close()

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from mia.search.documents import (
     read_rows,
     split_text,
 )
+from mia.search.pages import Bounds
 from mia.types import Passage
 
 
@@ -138,7 +140,7 @@ def test_an_index_among_the_documents_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_rows_keep_their_ids_and_are_one_passage_each(tmp_path: Path) -> None:
-    rows = [{"id": "a", "title": "T", "text": "word " * 500, "more": 1}, {"id": 7, "text": "half \ud800"}]
+    rows = [{"id": "a", "title": "T", "text": "word " * 400, "more": 1}, {"id": 7, "text": "half \ud800"}]
     text = "\n\n".join(json.dumps(row) for row in rows)
     for path in (
         write(tmp_path / "rows.jsonl", "\ufeff" + text),
@@ -146,8 +148,26 @@ def test_rows_keep_their_ids_and_are_one_passage_each(tmp_path: Path) -> None:
     ):
         first, second = passages(path)
         assert (first.id, first.title, first.source) == ("a", "T", path.name)
-        assert len(first.text.split()) == 500
+        assert len(first.text.split()) == 400
         assert (second.id, second.text) == ("7", "half ?")
+
+
+def test_a_row_that_is_too_long_for_a_passage_is_split_and_numbered(tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(1001)]
+    rows = [{"id": "a", "title": "T" * 9000, "text": " ".join(words)}, {"id": "b", "text": "short"}]
+    *pieces, last = passages(write(tmp_path / "rows.jsonl", "\n".join(json.dumps(row) for row in rows)))
+    assert [piece.id for piece in pieces] == [f"a#{number}" for number in range(len(pieces))]
+    assert " ".join(piece.text for piece in pieces).split() == words
+    assert max(len(piece.text.split()) for piece in pieces) <= 200
+    assert {(piece.title, piece.source) for piece in pieces} == {("T" * 500, "rows.jsonl")}
+    assert (last.id, last.text) == ("b", "short")
+
+
+def test_an_id_of_any_length_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", json.dumps({"id": "a" * 2049, "text": "short"}))
+    with pytest.raises(BrokenLines) as caught:
+        passages(path)
+    assert caught.value.lines == ('line 1: "id" is longer than 2048 characters',)
 
 
 def test_broken_lines_are_named_by_number_and_the_others_still_read(tmp_path: Path) -> None:
@@ -221,6 +241,12 @@ def test_binary_and_oversized_and_empty_files_are_unusable(tmp_path: Path) -> No
             passages(path)
 
 
+def test_bytes_that_are_text_in_no_encoding_are_unusable(tmp_path: Path) -> None:
+    noise = bytes(random.Random(1).choices(range(1, 256), k=4000))
+    with pytest.raises(UnusableFile, match="binary data"):
+        passages(write(tmp_path / "noise.txt", noise))
+
+
 def test_a_large_jsonl_file_is_no_problem(tmp_path: Path) -> None:
     row = '{"id": "%d", "text": "x"}\n'
     path = write(tmp_path / "rows.jsonl", "".join(row % number for number in range(1000)))
@@ -288,6 +314,25 @@ def test_broken_pdfs_are_unusable(tmp_path: Path) -> None:
             passages(write(tmp_path / "broken.pdf", content))
 
 
+def test_html_and_pdf_beyond_their_bounds_are_left_out_and_not_cut(tmp_path: Path) -> None:
+    three = write(tmp_path / "three.pdf", pdf("One.", "Two.", "Three."))
+    html = write(tmp_path / "long.html", "<p>" + "words of a page " * 100)
+    for path, bounds, reason in (
+        (three, Bounds(pdf_pages=2), "a PDF of more than 2 pages"),
+        (three, Bounds(pdf_seconds=0.0), "a PDF of more than 50 pages, or 0 s"),
+        (html, Bounds(html_characters=1000), "more than 1,000 characters of HTML"),
+    ):
+        with pytest.raises(UnusableFile, match=reason):
+            passages(path, Limits(page=bounds))
+    assert len(passages(three, Limits(page=Bounds(pdf_pages=3)))) == 3
+
+
+def test_html_says_its_own_encoding(tmp_path: Path) -> None:
+    page = '<html><head><meta charset="koi8-r"><title>Луна</title></head><body><p>Луна вращается вокруг Земли.</p>'
+    (passage,) = passages(write(tmp_path / "moon.html", page.encode("koi8-r")))
+    assert (passage.title, passage.text) == ("Луна", "Луна вращается вокруг Земли.")
+
+
 # ── splitting ──
 
 
@@ -296,6 +341,15 @@ def test_whole_paragraphs_are_put_together_up_to_two_hundred_words() -> None:
     found = list(split_text("\n\n".join(paragraphs)))
     assert [text.split()[0] for text in found] == ["0", "3", "6", "9"]
     assert "\n\n" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [("# Tides", "Tides"), ("## Tides ##", "Tides"), ("# C#", "C#"), ("#  #", "notes"), ("#", "notes")],
+)
+def test_what_is_a_heading(tmp_path: Path, line: str, title: str) -> None:
+    (passage,) = [one for one in passages(write(tmp_path / "notes.md", f"{line}\n\nText.")) if "Text." in one.text]
+    assert passage.title == title
 
 
 def test_a_long_paragraph_is_split_between_sentences() -> None:

@@ -504,6 +504,27 @@ def test_a_lock_that_is_never_released_ends_in_a_clear_error(path: Path, monkeyp
         assert store.count_memories() == 1
 
 
+def test_closing_waits_for_a_transaction_that_reads(path: Path) -> None:
+    store = open_store(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    ends: list[int] = []
+    work = threading.Thread(
+        target=lambda: ends.append(store.transaction(lambda writing: store.count_memories())), daemon=True
+    )
+    work.start()
+    time.sleep(0.1)
+    closing = threading.Thread(target=store.close, daemon=True)
+    closing.start()
+    time.sleep(0.1)
+    other.execute("ROLLBACK")
+    other.close()
+    work.join(5)
+    closing.join(5)
+    assert not closing.is_alive()
+    assert ends == [0]
+
+
 def test_many_threads_write_at_once(store: SqliteStore) -> None:
     memory = insert(store, a_memory())
     threads = [

@@ -61,6 +61,19 @@ async def test_a_passage_that_two_queries_find_is_printed_once() -> None:
     assert observation.passages == (TITAN,)
 
 
+async def test_what_an_engine_returns_has_bounds_and_is_cited_as_it_was_shown() -> None:
+    class Endless(Shelf):
+        async def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+            return [[Passage(id="i" * 9_999, title="t" * 9_999, text="x" * 3_500_000)] * 99 for _ in queries]
+
+    observation = await SearchTool(Endless()).call({"query_list": ["q"]}, CONTEXT)
+    assert len(observation.text) < 20_000
+    (passage,) = observation.passages
+    assert passage.text.endswith("xxx … [3,496,000 characters cut]")
+    assert passage.text in observation.text
+    assert f"[{passage.id}] {passage.title}\n" in observation.text
+
+
 async def test_two_texts_under_one_id_are_both_shown() -> None:
     """As a web search does: one page, another snippet for another query."""
 

@@ -1,7 +1,8 @@
-"""The bytes of a page to its title and text: HTML, plain text and its relatives, JSON, PDF.
+"""The bytes of a page or a file to its title and text: HTML, plain text and its relatives, JSON, PDF.
 
-Pages are written by strangers, some with bad intent: what is read is bounded in size, in PDF pages and in time, and
-whatever a parser raises becomes a `ToolError`. Nothing here reaches the network. It computes, so it is sync.
+Both the documents of a corpus and the pages that are fetched are read here. Pages are written by strangers, some with
+bad intent: what is read is bounded in size, in PDF pages and in time, and whatever a parser raises becomes a
+`ToolError`. Nothing here reaches the network. It computes, so it is sync.
 """
 
 from __future__ import annotations
@@ -17,11 +18,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mia.errors import ToolError
-
-MAX_HTML_CHARACTERS = 2_000_000
-"""More is not parsed: a hostile page takes the extractor up to 3 s per million characters."""
-MAX_PDF_PAGES = 50
-MAX_PDF_SECONDS = 10.0
 
 Kind = Literal["html", "text", "pdf"]
 
@@ -43,11 +39,29 @@ for _library in ("trafilatura", "pypdf"):
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """How much of one page is read. The defaults are for a page of the web."""
+
+    html_characters: int = 2_000_000
+    """More is not parsed: a hostile page takes the extractor up to 3 s per million characters."""
+    pdf_pages: int = 50
+    pdf_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
 class Page:
     title: str
     text: str
     whole: bool = True
     """False: the end of it was not read."""
+
+
+@dataclass(frozen=True)
+class Pdf:
+    title: str
+    pages: tuple[str, ...]
+    whole: bool
+    """False: the pages after these were not read."""
 
 
 def kind_of(content_type: str) -> Kind | None:
@@ -75,20 +89,22 @@ def read_page(content: bytes, content_type: str) -> Page:
     elif kind is None:
         kind = "html" if start[:1] == b"<" else "text"
     if kind == "pdf":
-        page = _read_pdf(content)
+        pdf = read_pdf(content)
+        page = Page(title=pdf.title, text="\n\n".join(pdf.pages), whole=pdf.whole)
     else:
-        text = _decode(content, content_type, html=kind == "html")
-        page = _read_html(text) if kind == "html" else Page(title="", text=text)
+        text = decode(content, content_type, html=kind == "html")
+        page = read_html(text) if kind == "html" else Page(title="", text=text)
     if not page.text.strip():
         raise ToolError("it holds no text.")
     return page
 
 
-def _read_html(text: str) -> Page:
+def read_html(text: str, bounds: Bounds = Bounds()) -> Page:
+    """The text of an HTML page as Markdown. Raises ToolError."""
     import trafilatura
 
-    whole = len(text) <= MAX_HTML_CHARACTERS
-    text = text[:MAX_HTML_CHARACTERS]
+    whole = len(text) <= bounds.html_characters
+    text = text[: bounds.html_characters]
     title = _TITLE.search(text)
     # The extractor and the parser below it raise nearly anything on hostile pages; it becomes the reason of a failure.
     try:
@@ -99,46 +115,49 @@ def _read_html(text: str) -> Page:
         found = found or trafilatura.html2txt(f"<html><body><div>{text}</div></body></html>")
     except Exception as error:
         raise ToolError(f"it is no HTML that can be read ({type(error).__name__}).") from error
-    return Page(title=" ".join(html.unescape(title.group(1)).split()) if title else "", text=_clean(found), whole=whole)
+    words = " ".join(_clean(html.unescape(title.group(1))).split()) if title else ""
+    return Page(title=words, text=_clean(found), whole=whole)
 
 
-def _read_pdf(content: bytes) -> Page:
+def read_pdf(content: bytes, bounds: Bounds = Bounds()) -> Pdf:
+    """The pages of a PDF. Raises ToolError."""
     import pypdf
 
-    deadline = time.monotonic() + MAX_PDF_SECONDS
     # The reader is written in Python over a format of many dialects; what it raises becomes the reason of a failure.
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):
             raise ToolError("it is a PDF that needs a password.")
         title = " ".join(_clean(str((reader.metadata and reader.metadata.title) or "")).split())
-        texts = list(_pdf_pages(reader, deadline))
+        texts = tuple(_pdf_pages(reader, bounds))
         whole = len(texts) == len(reader.pages)
     except ToolError:
         raise
     except Exception as error:
         raise ToolError(f"it is no PDF that can be read ({type(error).__name__}).") from error
-    if not any(text.strip() for text in texts):
+    if whole and not any(text.strip() for text in texts):
         raise ToolError("it is a PDF without text (only pictures of pages?).")
-    return Page(title=title, text="\n\n".join(texts), whole=whole)
+    return Pdf(title=title, pages=texts, whole=whole)
 
 
-def _pdf_pages(reader: Any, deadline: float) -> Iterator[str]:
-    """The texts of the first pages, as far as the limits let it come."""
+def _pdf_pages(reader: Any, bounds: Bounds) -> Iterator[str]:
+    """The texts of the first pages, as far as the bounds let it come."""
+    deadline = time.monotonic() + bounds.pdf_seconds
 
     def check_time(*_: object) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError
 
-    for page in reader.pages[:MAX_PDF_PAGES]:
+    for page in reader.pages[: bounds.pdf_pages]:
         try:
             yield _clean(page.extract_text(visitor_operand_before=check_time) or "")
         except TimeoutError:
             return
 
 
-def _decode(content: bytes, content_type: str, *, html: bool) -> str:
-    """Bytes to text: by the byte order mark, by what is declared, as UTF-8, else by the best guess."""
+def decode(content: bytes, content_type: str = "", *, html: bool = False) -> str:
+    """Bytes to text: by the byte order mark, by what is declared, as UTF-8, else by the best guess. Raises ToolError
+    for bytes that are no text."""
     for mark, encoding in _BYTE_ORDER_MARKS:
         if content.startswith(mark):
             return _clean(content.decode(encoding, "replace"))
@@ -151,13 +170,22 @@ def _decode(content: bytes, content_type: str, *, html: bool) -> str:
         if text is not None:
             break
     else:
-        from charset_normalizer import from_bytes
-
-        guess = from_bytes(content[:65_536]).best()
-        text = content.decode(guess.encoding if guess else "cp1252", "replace")
+        text = content.decode(_guess(content), "replace")
     if "\x00" in text[:65_536]:
-        raise ToolError("it is binary, and no text.")
+        raise ToolError("it is binary data.")
     return _clean(text)
+
+
+def _guess(content: bytes) -> str:
+    from charset_normalizer import from_bytes
+
+    guesses = from_bytes(content[:65_536])
+    best = guesses.best()
+    if best is None:
+        raise ToolError("it is binary data.")
+    # Of equally likely ones the library takes the first by name; Windows' western one is the most common by far.
+    equal = {each.encoding for each in guesses if (each.chaos, each.coherence) == (best.chaos, best.coherence)}
+    return "cp1252" if "cp1252" in equal else best.encoding
 
 
 def _decode_as(content: bytes, label: str) -> str | None:
