@@ -23,6 +23,7 @@ import numpy
 from mia.config import MemorySettings
 from mia.embeddings.base import Embedder
 from mia.errors import ConfigError, ModelError, RecordError, StoreError
+from mia.events import StageFinished
 from mia.memory import present, score
 from mia.memory.bank import Bank, Shelf
 from mia.memory.compress import CATEGORIES, Compressor
@@ -130,9 +131,19 @@ class MemoryManager:
         if fresh:
             # Kept first: a lesson needs a model and an embedder, and may come later or never.
             await asyncio.to_thread(self._store.transaction, lambda writing: _save(writing, fresh, absorbed=False))
+            begun = time.perf_counter()
             try:
                 lessons = await self._draw_lessons(fresh, ledger)
-            except ModelError:
+            except ModelError as error:
+                ledger.on_event(
+                    StageFinished(
+                        question_id=ledger.question_id,
+                        stage="remember",
+                        seconds=time.perf_counter() - begun,
+                        summary=f"kept, and not yet learnt from: {error.got}",
+                        ok=False,
+                    )
+                )
                 return ()
             await asyncio.to_thread(self._store.transaction, lambda writing: self._absorb(writing, fresh, lessons))
         return await asyncio.to_thread(self._store.memories_of, ids)

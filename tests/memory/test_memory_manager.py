@@ -483,7 +483,9 @@ async def test_an_embedder_that_is_down_keeps_the_episode_for_a_later_call(build
     embedder = Down()
     manager = MemoryManager(store, embedder, MemorySettings())
     finished = episode()
-    assert await manager.remember([finished], ledger()) == ()
+    told: list[object] = []
+    assert await manager.remember([finished], Ledger("q", on_event=told.append)) == ()
+    assert "the embeddings endpoint is down" in str(told)
     assert store.load_episode(finished.id) == finished
     assert not store.absorbed([finished.id])
     embedder.down = False
