@@ -7,7 +7,7 @@ in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -26,6 +26,7 @@ from mia.tools.base import Tool
 from mia.types import Episode, Role
 
 if TYPE_CHECKING:
+    from mia.models.replay import ReplayModel
     from mia.search.base import SearchEngine
     from mia.store.base import MemoryStore
 
@@ -59,6 +60,8 @@ class Team:
     line: LineSettings = field(default_factory=LineSettings)
     withhold: bool = False
     """Hold back a reported answer that the judge finds weakly supported."""
+    replays: tuple[ReplayModel, ...] = ()
+    """The recordings that its models answer from."""
     config: str = ""
     """Digest of the configuration that built it."""
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -69,6 +72,12 @@ class Team:
         """Prompt name → version, over all parts."""
         parts = (self.executor, self.planner, self.memory, self.judge, self.captioner)
         return {name: version for part in parts if part is not None for name, version in part.prompts.items()}
+
+    def check_replays(self, question_ids: Collection[str] = ()) -> None:
+        """Raises ReplayMismatch if a recording had no entry for a call, or nobody asked for an entry of these
+        questions."""
+        for replay in self.replays:
+            replay.assert_exhausted(question_ids)
 
     async def close(self) -> None:
         """Let go of connections, files and indexes."""
@@ -113,6 +122,7 @@ def build_team(
         captioner=Captioner(models.manager, config.home / "captions"),
         learner=learner,
         archive=archive,
+        replays=models.replays,
         line=config.line,
         withhold=config.judge.withhold,
         config=config.digest,

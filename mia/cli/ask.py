@@ -13,7 +13,7 @@ from mia.cli.stages import StageLines
 
 if TYPE_CHECKING:
     from mia.config import Config
-    from mia.types import Episode, Task
+    from mia.types import Episode, Memory, Task, Usage, Verdict
 
 
 def ask(
@@ -48,7 +48,8 @@ def ask(
 
     The answer alone goes to stdout; what happens on the way to stderr. `mia show last` opens all of it up again.
     """
-    from mia.types import Image, Question, Task
+    from mia.evals.tasks import make_task
+    from mia.types import Image
 
     config = options.shared(context).config(
         options.team_flags(
@@ -69,7 +70,7 @@ def ask(
         | {"judge.withhold": withhold}
     )
     images = tuple(Image.from_file(path) for path in image or ())
-    task = Task(question=Question.of(question, id=id, images=images), references=tuple(reference or ()))
+    task = make_task(question, id=id, images=images, references=reference or ())
     lines = None if quiet else StageLines(stream=stream)
     episode = asyncio.run(_ask(task, config, lines, stream=stream, json=json))
     if episode.answer is None:
@@ -77,24 +78,31 @@ def ask(
 
 
 async def _ask(task: Task, config: Config, lines: StageLines | None, *, stream: bool, json: bool) -> Episode:
+    from mia.cli.index import announce_first_use
     from mia.episode import absorb, answer
     from mia.events import ignore
     from mia.models.ledger import Ledger
     from mia.team import budget, build_team
 
     on_event = lines or ignore
+    announce_first_use(config)
     team = build_team(config)
     try:
         ledger = Ledger(task.question.id, budget=budget(config.budget.question), on_event=on_event, stream=stream)
         episode = await answer(task, team, ledger)
-        # Shown before it is absorbed: the answer does not wait for the memory.
-        if json:
-            output.result_json(episode.model_dump(mode="json"))
-        else:
-            _show(episode, quiet=lines is None)
-        memories = await absorb(episode, team, ledger)
-        if lines is not None and memories:
-            output.note(f"remember {memories[0].judgement} workflow {memories[0].id}")
+        team.check_replays()
+        try:
+            # Shown before it is absorbed: the answer does not wait for the memory.
+            if json:
+                output.result_json(episode.model_dump(mode="json"))
+            else:
+                _show(episode, quiet=lines is None)
+        finally:
+            # Absorbed even where nobody reads it (a closed pipe, a full disk): it was paid for.
+            memories = await absorb(episode, team, ledger)
+        if lines is not None:
+            _show_end(episode, memories, ledger.total)
+        team.check_replays([task.question.id])
     finally:
         await team.close()
     return episode
@@ -104,17 +112,30 @@ def _show(episode: Episode, *, quiet: bool) -> None:
     if episode.answer is not None:
         output.result(episode.answer.text)
     elif episode.withheld:
-        support = episode.verdict.support if episode.verdict else None
-        output.warn(f"The answer is held back: {support.reason if support else 'its support is weak'}")
+        output.warn(f"The answer is held back: {_why_held_back(episode.verdict)}")
     else:
         output.warn(f"No answer: {episode.stop.sentence if episode.stop else 'the line did not run'}")
     if quiet:
         return
     for citation in episode.answer.citations if episode.answer else ():
         output.note(f"source  [{citation.passage_id}] “{citation.quote}”")
-    usage = episode.total_usage
-    cost = f", ${usage.cost:.4f}" if usage.cost else ""
+
+
+def _show_end(episode: Episode, memories: tuple[Memory, ...], spent: Usage) -> None:
+    """What was kept, and what all of it cost: the answer, and remembering it."""
+    if memories:
+        output.note(f"remember {memories[0].judgement} workflow {memories[0].id}")
+    cost = f", ${spent.cost:.4f}" if spent.cost else ""
+    remembering = spent.calls - episode.total_usage.calls
+    of_which = f" ({remembering} for remembering)" if remembering else ""
     output.note(
-        f"total   {usage.calls} model calls, {usage.tokens} tokens{cost}, {episode.seconds:.1f} s"
+        f"total   {spent.calls} model calls{of_which}, {spent.tokens} tokens{cost}, {episode.seconds:.1f} s"
         f" · mia show {episode.id}"
     )
+
+
+def _why_held_back(verdict: Verdict | None) -> str:
+    if verdict is not None and verdict.support is not None:
+        return verdict.support.reason
+    said = (verdict.fallback or verdict.reason) if verdict is not None else ""
+    return said or "its support was not judged."

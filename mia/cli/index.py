@@ -14,6 +14,7 @@ import typer
 from mia.cli import options, output
 
 if TYPE_CHECKING:
+    from mia.config import Config
     from mia.embeddings.base import Embedder
     from mia.search.indexing import IndexReport, OnProgress, Progress, VectorReport
 
@@ -91,6 +92,16 @@ def announce(embedder: Embedder) -> None:
     """Say so where the embedder has to be made first."""
     if not getattr(embedder, "ready", True):
         output.note("Distilling static vectors from MiniLM, once on this machine: about half a minute…")
+
+
+def announce_first_use(config: Config) -> None:
+    """Say so where a first question has to wait for vectors to be made."""
+    from mia.embeddings import corpus_embedder
+
+    if config.search.engine == "corpus" and config.search.corpus:
+        embedder = corpus_embedder(config)
+        if embedder is not None:
+            announce(embedder)
 
 
 def _say_passages(report: IndexReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -80,7 +81,11 @@ def main() -> None:
     except KeyboardInterrupt:
         output.note("Stopped.")
         sys.exit(130)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        if error.errno == errno.ENOSPC:
+            output.note("The output could not be written: no space left.")
         # The reader of our output has gone (`mia … | head`); nothing is left to say, not even at shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
-"""The `--json` flag that every command has."""
+"""The `--json` flag that every command has. Results alone are JSON on stdout; errors stay text on stderr."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -71,11 +70,6 @@ def show_error(error: MiaError) -> int:
     """Print an error in its three parts; returns the exit status: 2 for a misuse, 1 for a failure."""
     _write(sys.stderr, f"Error: {visible(str(error))}\n")
     return 2 if isinstance(error, ConfigError | RecordError) else 1
-
-
-def error_json(error: MiaError) -> Mapping[str, str]:
-    """An error as data, for `--json` results."""
-    return {"error": type(error).__name__, "message": error.got, "wanted": error.wanted, "hint": error.hint}
 
 
 def _write(stream: Any, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from mia.config import Config
     from mia.evals.run import Progress, Run, Runner
     from mia.evals.summary import Summary
+    from mia.team import Team
     from mia.types import Task
+
+
+NOTE_SECONDS = 10.0
+"""How often a run without a terminal says where it stands."""
 
 
 def run(
@@ -49,7 +55,6 @@ def run(
     Every finished question is one line of episodes.jsonl in the run's folder. Ctrl-C finishes the questions under way
     and stops; a second one stops at once. Either way `--resume` goes on, and no question is lost or asked twice.
     """
-    from mia.evals.run import open_run
     from mia.evals.tasks import read_tasks
 
     config = options.shared(context).config(
@@ -72,26 +77,41 @@ def run(
     )
     tasks = read_tasks(questions)[:limit]
     folder = out or Path("runs") / questions.name.removesuffix(".gz").removesuffix(".jsonl")
-    opened = open_run(folder, tasks, config, resume=resume)
-    progress = asyncio.run(_run(opened, tasks, config))
-    if json:
-        output.result_json({"folder": str(folder), "stopped": progress.stopped, **progress.summary.as_dict()})
-    else:
-        _show(progress, folder)
+    progress = asyncio.run(_run(folder, tasks, config, resume=resume, json=json))
     if progress.stopped or progress.unanswered:
         raise typer.Exit(1)
 
 
-async def _run(opened: Run, tasks: list[Task], config: Config) -> Progress:
+async def _run(folder: Path, tasks: list[Task], config: Config, *, resume: bool, json: bool) -> Progress:
+    from mia.cli.index import announce_first_use
+    from mia.evals.run import open_run
+    from mia.team import build_team
+
+    # The team first: settings that build none must not leave a run behind.
+    announce_first_use(config)
+    team = build_team(config)
+    try:
+        opened = open_run(folder, tasks, config, resume=resume)
+        if opened.done:
+            output.note(f"{len(opened.done)} of {len(tasks)} questions are answered already.")
+        progress = await _answer(opened, tasks, team, config)
+        if json:
+            output.result_json(_page(progress, folder))
+        else:
+            _show(progress, folder)
+        team.check_replays(progress.answered)
+        return progress
+    finally:
+        await team.close()
+
+
+async def _answer(opened: Run, tasks: list[Task], team: Team, config: Config) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     from mia.evals.run import Runner
-    from mia.team import budget, build_team
+    from mia.team import budget
 
-    if opened.done:
-        output.note(f"{len(opened.done)} of {len(tasks)} questions are answered already.")
-    team = build_team(config)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -102,7 +122,13 @@ async def _run(opened: Run, tasks: list[Task], config: Config) -> Progress:
     with Bar(*columns, console=output.console(), transient=True) as bar:
         shown = bar.add_task("run", total=len(tasks), completed=len(opened.done), say="")
 
+        noted = time.monotonic()
+
         def on_progress(progress: Progress) -> None:
+            nonlocal noted
+            if not bar.console.is_terminal and time.monotonic() - noted > NOTE_SECONDS:
+                noted = time.monotonic()
+                output.note(f"{progress.summary.answered} of {progress.total} answered · {_say(progress.summary)}")
             bar.update(shown, completed=progress.summary.answered, say=_say(progress.summary))
 
         runner = Runner(
@@ -120,8 +146,6 @@ async def _run(opened: Run, tasks: list[Task], config: Config) -> Progress:
         except asyncio.CancelledError:
             output.warn("Stopped at once; --resume goes on.")
             raise KeyboardInterrupt from None
-        finally:
-            await team.close()
 
 
 def _stop_on_interrupt(runner: Runner) -> None:
@@ -145,6 +169,15 @@ def _say(summary: Summary) -> str:
     shares = f"{accuracy.estimate:.0%} correct" if accuracy else "nothing judged"
     cost = f" · ${usage.cost:.2f}" if usage.cost else ""
     return f"{shares} · {usage.tokens:,} tokens{cost}"
+
+
+def _page(progress: Progress, folder: Path) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "stopped": progress.stopped,
+        "unanswered": progress.unanswered,
+        **progress.summary.as_dict(),
+    }
 
 
 def _show(progress: Progress, folder: Path) -> None:
@@ -179,8 +212,9 @@ def _rows(progress: Progress) -> list[tuple[str, str]]:
     rows.append(("with memories", str(page["with_memory"])))
     cost = f", ${page['cost']:.4f}" if page["cost"] else ""
     tokens = page["prompt_tokens"] + page["completion_tokens"]
-    remembering = page["remembering"]["calls"]
+    remembering, unfinished = page["remembering"]["calls"], page["unfinished"]["calls"]
     of_which = f" ({remembering:,} of the calls for remembering)" if remembering else ""
+    of_which += f" ({unfinished:,} of the calls for questions that stayed open)" if unfinished else ""
     rows.append(("spent", f"{page['calls']:,} model calls, {tokens:,} tokens{cost}{of_which}"))
     rows += [(f"stopped: {name}", str(count)) for name, count in page["stops"].items() if name != "answered"]
     rows += [(f"failed in {name}", str(count)) for name, count in page["failures"].items()]

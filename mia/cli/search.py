@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mia.cli import options, output
-from mia.cli.index import showing_progress
+from mia.cli.index import announce_first_use, showing_progress
 
 if TYPE_CHECKING:
     from mia.types import Passage
@@ -29,6 +29,7 @@ def search(
 
     paths = tuple(str(path) for path in corpus) if corpus else None
     config = options.shared(context).config({"search.corpus": paths, "search.index": str(index) if index else None})
+    announce_first_use(config)
     with showing_progress() as on_progress:
         opened = open_configured(config, on_progress=on_progress)
     (found,) = asyncio.run(opened.search([query], k))

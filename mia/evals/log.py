@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from mia.errors import RecordError, StoreError
+from mia.store.base import storable
 from mia.types import Episode, load_episode
 
 
@@ -29,7 +31,7 @@ class EpisodeLog:
 
     @classmethod
     def open(cls, path: Path) -> EpisodeLog:
-        """Open or create the log, and cut a torn last line away.
+        """Open or create the log, cut a torn last line away, and end a whole one that lacks only its line break.
 
         Raises StoreError if the file cannot be written or another process writes it.
         """
@@ -44,7 +46,11 @@ class EpisodeLog:
             raise StoreError(
                 f"another process is writing '{path}'.", hint="wait for it, or give this run another --out"
             ) from error
-        _cut_torn_line(file)
+        try:
+            _mend_last_line(file)
+        except OSError as error:
+            file.close()
+            raise StoreError(f"cannot write '{path}': {error.strerror}.") from error
         return cls(file, path)
 
     def episodes(self) -> Iterator[Episode]:
@@ -53,7 +59,8 @@ class EpisodeLog:
 
     async def append(self, episode: Episode) -> None:
         """Add one episode; returns when it is on the disk. Raises StoreError, and the file is then as before."""
-        line = episode.model_dump_json().encode("utf-8", "surrogatepass") + b"\n"
+        # Not model_dump_json: it refuses text with lone surrogates, which an episode may well hold.
+        line = storable(json.dumps(episode.model_dump(mode="json"), ensure_ascii=False)).encode() + b"\n"
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((line, done))
         if self._writer is None or self._writer.done():
@@ -65,6 +72,10 @@ class EpisodeLog:
         """Wait for what is being written, then let go of the file and its lock."""
         if self._writer is not None:
             await self._writer
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the file and its lock, where nothing is being written."""
         self._file.close()
 
     async def _write(self) -> None:
@@ -112,16 +123,30 @@ def read_episodes(path: Path) -> Iterator[Episode]:
         raise RecordError(f"cannot read '{path}': {error.strerror}.") from error
 
 
-def _cut_torn_line(file: BinaryIO) -> None:
-    size = file.seek(0, os.SEEK_END)
-    position = size
-    while position > 0:
-        begin = max(0, position - 65_536)
+def _mend_last_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    begin = _last_line_break(file, end) + 1
+    file.seek(begin)
+    last = file.read(end - begin)
+    if not last:
+        return
+    try:
+        json.loads(last)
+    except ValueError:
+        file.truncate(begin)
+        return
+    file.write(b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _last_line_break(file: BinaryIO, end: int) -> int:
+    """Where the last line break stands; -1 if there is none."""
+    while end > 0:
+        begin = max(0, end - 65_536)
         file.seek(begin)
-        block = file.read(position - begin)
-        last = block.rfind(b"\n")
-        if last >= 0:
-            file.truncate(begin + last + 1)
-            return
-        position = begin
-    file.truncate(0)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found
+        end = begin
+    return -1

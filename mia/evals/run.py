@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,12 @@ from mia.types import Episode, StopReason, Task, Usage, new_id
 
 RUN_VERSION = 1
 
-MAY_DIFFER = ("budget.run.",)
-"""Settings that a resume may change: they bound the run and cannot change an answer."""
+MAY_DIFFER = re.compile(
+    r"budget\.run\..*|run\.concurrency"
+    r"|models\.\w+(\.(timeout_seconds|max_attempts|max_retry_seconds|concurrency|api_key|api_key_env))"
+)
+"""Settings that a resume may change: they bound the run or reach the same model, and cannot change an answer."""
+OWN_FILES = frozenset({"run.json", "episodes.jsonl", "summary.json"})
 
 
 @dataclass
@@ -55,14 +61,26 @@ class Progress:
     unanswered: dict[str, str] = field(default_factory=dict)
     """Question id → why its model could not be asked; asked again on resume."""
     stopped: str = ""
+    answered: set[str] = field(default_factory=set)
+    """Ids of the questions that this process answered."""
 
 
 def open_run(folder: Path, tasks: Sequence[Task], config: Config, *, resume: bool) -> Run:
-    """Create a run folder, or open one again.
+    """Create a run folder, or open one again. A folder in which nothing was answered yet is begun anew.
 
     Raises ConfigError if the folder is taken, or was made with other settings or questions; StoreError if it cannot be
     written.
     """
+    path = folder / "run.json"
+    if resume and not path.exists():
+        raise ConfigError(f"there is no run in '{folder}' to resume.", hint="leave --resume out to begin one")
+    others = [entry.name for entry in folder.iterdir() if entry.name not in OWN_FILES] if folder.is_dir() else []
+    if others and not path.exists():
+        raise ConfigError(
+            f"the folder '{folder}' holds other files ({', '.join(sorted(others)[:3])}).",
+            wanted="an empty folder, or one that is not there yet",
+            hint="name another folder with --out",
+        )
     page = {
         "version": RUN_VERSION,
         "id": new_id("run"),
@@ -71,23 +89,24 @@ def open_run(folder: Path, tasks: Sequence[Task], config: Config, *, resume: boo
         "questions": _questions_hash(tasks),
         "config": config.resolved(),
     }
-    path = folder / "run.json"
-    if path.exists():
-        page = _check_same(_read_page(path), page, folder, resume=resume)
-    else:
-        if resume:
-            raise ConfigError(f"there is no run in '{folder}' to resume.", hint="leave --resume out to begin one")
+    with ExitStack() as on_failure:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, page)
         except OSError as error:
-            raise StoreError(f"cannot make the run folder '{folder}': {error.strerror}.") from error
-    log = EpisodeLog.open(folder / "episodes.jsonl")
-    summary, done = Summary(), set[str]()
-    for episode in log.episodes():
-        summary.add(episode)
-        done.add(episode.question.id)
-    summary.remembering = _spent_on_remembering(folder / "summary.json")
+            raise _unwritable(folder, error) from error
+        # The log first: its lock keeps two processes from beginning in one folder.
+        log = EpisodeLog.open(folder / "episodes.jsonl")
+        on_failure.callback(log.release)
+        summary, done = Summary(), set[str]()
+        for episode in log.episodes():
+            summary.add(episode)
+            done.add(episode.question.id)
+        if resume:
+            page = _check_same(_read_page(path), page, folder)
+            summary.remembering, summary.unfinished = _spent_outside_episodes(folder / "summary.json")
+        else:
+            _begin(folder, page, begun=bool(done))
+        on_failure.pop_all()
     return Run(id=str(page["id"]), folder=folder, log=log, summary=summary, done=done)
 
 
@@ -125,7 +144,21 @@ class Runner:
         self.progress.stopped = self.progress.stopped or why
 
     async def run(self) -> Progress:
-        """Answer every open question. Raises StoreError if an answer cannot be kept (the run can then be resumed)."""
+        """Answer every open question.
+
+        Raises StoreError if an answer cannot be kept (the run can then be resumed), ReplayMismatch at the first call
+        that a recording has no entry for; that question stays open.
+        """
+        try:
+            await self._answer_all()
+        except BaseException:
+            with suppress(StoreError):  # What ended the run says more.
+                await self._close()
+            raise
+        await self._close()
+        return self.progress
+
+    async def _answer_all(self) -> None:
         try:
             await self._absorb_recorded()
             self._on_progress(self.progress)
@@ -135,10 +168,14 @@ class Runner:
                     group.create_task(self._work(tasks))
         except* MiaError as errors:
             raise _first(errors) from None
-        finally:
-            await self._run.log.close()
-            _write_whole(self._run.folder / "summary.json", self._run.summary.as_dict())
-        return self.progress
+
+    async def _close(self) -> None:
+        await self._run.log.close()
+        path = self._run.folder / "summary.json"
+        try:
+            _write_whole(path, self._run.summary.as_dict())
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     async def _work(self, tasks: Iterator[Task]) -> None:
         for task in tasks:
@@ -149,20 +186,31 @@ class Runner:
 
     async def _answer(self, task: Task) -> None:
         ledger = Ledger(task.question.id, budget=self._question_budget, run=self._account, on_event=self._on_event)
-        episode = await answer(task, self._team, ledger, id=self._episode_id(task), run=self._run.id)
-        if episode.stop is not None and episode.stop.reason.unheard:
-            self._unheard(task, episode)
-            return
-        self._unheard_in_a_row = 0
-        await self._run.log.append(episode)
-        self._run.summary.add(episode)
+        kept = False
+        try:
+            episode = await answer(task, self._team, ledger, id=self._episode_id(task), run=self._run.id)
+            self._team.check_replays()
+            if episode.stop is not None and episode.stop.reason.unheard:
+                self._unheard(task, episode)
+                return
+            self._unheard_in_a_row = 0
+            await self._run.log.append(episode)
+            self._run.summary.add(episode)
+            self.progress.answered.add(task.question.id)
+            kept = True
+        finally:
+            if not kept:
+                self._run.summary.unfinished += ledger.total
         if self._absorbs:
             await self._absorb(episode, ledger)
+            self._team.check_replays()
 
     async def _absorb(self, episode: Episode, ledger: Ledger) -> None:
         before = ledger.total
-        await absorb(episode, self._team, ledger)
-        self._run.summary.remembering += ledger.total - before
+        try:
+            await absorb(episode, self._team, ledger)
+        finally:
+            self._run.summary.remembering += ledger.total - before
 
     def _unheard(self, task: Task, episode: Episode) -> None:
         """The model could not be asked: the question stays open; too many in a row, and the run stops."""
@@ -203,18 +251,27 @@ def _questions_hash(tasks: Sequence[Task]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_same(stored: dict[str, Any], current: dict[str, Any], folder: Path, *, resume: bool) -> dict[str, Any]:
-    if not resume:
+def _begin(folder: Path, page: dict[str, Any], *, begun: bool) -> None:
+    if begun:
         raise ConfigError(
-            f"there is a run in '{folder}' already.",
-            hint="add --resume to go on with it, or name another folder with --out",
+            f"there are answers in '{folder}' already.",
+            hint="add --resume to go on with their run, or name another folder with --out",
         )
+    try:
+        # What a run that answered nothing may have left.
+        (folder / "summary.json").unlink(missing_ok=True)
+        _write_whole(folder / "run.json", page)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _check_same(stored: dict[str, Any], current: dict[str, Any], folder: Path) -> dict[str, Any]:
     if stored["questions"] != current["questions"]:
         raise ConfigError(
             f"the run in '{folder}' was begun with other questions (a line was added, removed or changed).",
             hint="give it the questions file it was begun with, or name another folder with --out",
         )
-    changed = [name for name in differences(stored["config"], current["config"]) if not name.startswith(MAY_DIFFER)]
+    changed = [name for name in differences(stored["config"], current["config"]) if not MAY_DIFFER.fullmatch(name)]
     if changed:
         raise ConfigError(
             f"the run in '{folder}' was begun with other settings. These differ: {', '.join(changed)}.",
@@ -233,16 +290,29 @@ def _read_page(path: Path) -> dict[str, Any]:
     return page
 
 
-def _spent_on_remembering(path: Path) -> Usage:
-    """What earlier processes of this run spent after their answers; what a killed one spent so is not known."""
+def _spent_outside_episodes(path: Path) -> tuple[Usage, Usage]:
+    """What earlier processes of this run spent on remembering, and on questions that stayed open; what a killed one
+    spent so is not known."""
     try:
-        return Usage.model_validate(json.loads(path.read_text(encoding="utf-8"))["remembering"])
+        page = json.loads(path.read_text(encoding="utf-8"))
+        return Usage.model_validate(page["remembering"]), Usage.model_validate(page["unfinished"])
     except (OSError, ValueError, KeyError, TypeError):
-        return Usage()
+        return Usage(), Usage()
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"cannot write '{path}': {error.strerror}.",
+        hint="make room on the disk, or make it writable; what was answered is kept",
+    )
 
 
 def _write_whole(path: Path, page: dict[str, Any]) -> None:
     """Written beside and moved into place, so that no reader sees half of it."""
     fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(page, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_text(json.dumps(page, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise

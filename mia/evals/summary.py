@@ -28,6 +28,8 @@ class Summary:
         self.seconds = 0.0
         self.remembering = Usage()
         """What was spent after the answers, on compressing them; no episode holds it."""
+        self.unfinished = Usage()
+        """What was spent on questions that then stayed open; no episode holds it either."""
 
     def add(self, episode: Episode) -> None:
         """Count one episode."""
@@ -63,8 +65,8 @@ class Summary:
 
     @property
     def usage(self) -> Usage:
-        """All that was spent, remembering included."""
-        return sum(self.by_role.values(), self.remembering)
+        """All that was spent, remembering and questions that stayed open included."""
+        return sum(self.by_role.values(), self.remembering + self.unfinished)
 
     def as_dict(self) -> dict[str, Any]:
         """For `summary.json` and `--json`."""
@@ -87,5 +89,6 @@ class Summary:
             "cost": usage.cost,
             "question_seconds": self.seconds,
             "remembering": self.remembering.model_dump(),
+            "unfinished": self.unfinished.model_dump(),
             "by_role": {role.value: usage.model_dump() for role, usage in self.by_role.items()},
         }

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mia.errors import RecordError
+from mia.store.base import storable
 from mia.types import Image, Question, Task
 
 MAX_NAMED = 5
 """Broken lines that an error names; it counts the rest."""
+MAX_ID = 200
+"""Characters of an id."""
 
 
 def read_tasks(path: Path) -> list[Task]:
@@ -48,6 +51,19 @@ def read_tasks(path: Path) -> list[Task]:
     return tasks
 
 
+def make_task(
+    text: str, *, id: str = "", images: tuple[Image, ...] = (), caption: str = "", references: Sequence[str] = ()
+) -> Task:
+    """A task from outside texts. Raises RecordError for what cannot be one.
+
+    Lone surrogates, which can neither be sent nor stored, are replaced in texts, and refused in an id.
+    """
+    if len(id) > MAX_ID or storable(id) != id:
+        raise RecordError(f"its id {id[:20]!r} is no text of at most {MAX_ID} characters.")
+    question = Question.of(text, id=id, images=images, caption=storable(caption))
+    return Task(question=question, references=tuple(storable(reference) for reference in references))
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -72,18 +88,22 @@ def _read_task(line: str, folder: Path) -> Task:
     text, id = content.get("question"), content.get("id", "")
     if not isinstance(text, str):
         raise RecordError("no 'question', or one that is no text.")
-    if isinstance(id, int):
+    if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)
-    if not isinstance(id, str) or len(id) > 200:
-        raise RecordError("its 'id' is no text of at most 200 characters.")
-    references = content.get("answers", content.get("answer", []))
-    images = tuple(Image.from_file(folder / name) for name in _texts(content.get("images", []), "images"))
+    if not isinstance(id, str):
+        raise RecordError("its 'id' is neither a text nor a whole number.")
     caption = content.get("caption") or ""
     if not isinstance(caption, str):
         raise RecordError("its 'caption' is no text.")
-    return Task(
-        question=Question.of(text, id=id, images=images, caption=caption), references=_texts(references, "answers")
-    )
+    references = _texts(content.get("answers", content.get("answer", [])), "answers")
+    images = tuple(_image(folder, name) for name in _texts(content.get("images", []), "images"))
+    return make_task(text, id=id, images=images, caption=caption, references=references)
+
+
+def _image(folder: Path, name: str) -> Image:
+    if "\0" in name or storable(name) != name:
+        raise RecordError(f"its image {name!r} is no path of a file.")
+    return Image.from_file(folder / name)
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import pytest
 
 from mia.errors import RecordError, StoreError
 from mia.evals.log import EpisodeLog, read_episodes
-from mia.types import Episode, Question
+from mia.types import Answer, Episode, Question
 
 
 def episode(number: int) -> Episode:
@@ -68,3 +68,21 @@ async def test_a_full_disk_is_said_and_leaves_no_half_line(tmp_path: Path) -> No
     await log.append(episode(3))
     await log.close()
     assert [kept.id for kept in read_episodes(log.path)] == ["ep-1", "ep-3"]
+
+
+async def test_a_whole_last_line_that_lacks_only_its_line_break_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    path.write_text(episode(1).model_dump_json())
+    log = EpisodeLog.open(path)
+    await log.append(episode(2))
+    await log.close()
+    assert [kept.id for kept in read_episodes(path)] == ["ep-1", "ep-2"]
+
+
+async def test_half_a_character_in_an_episode_is_replaced_and_the_rest_kept(tmp_path: Path) -> None:
+    log = EpisodeLog.open(tmp_path / "episodes.jsonl")
+    await log.append(episode(1).evolve(answer=Answer.model_construct(text="half \ud83d of ☂", citations=())))
+    await log.close()
+    (kept,) = read_episodes(log.path)
+    assert kept.answer is not None
+    assert kept.answer.text == "half \ufffd of ☂"

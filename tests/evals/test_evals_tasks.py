@@ -83,3 +83,25 @@ def test_a_file_without_questions_is_refused(tmp_path: Path, content: bytes) -> 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"cannot read .*No such file"):
         read_tasks(tmp_path / "gone.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (r'{"question": "a", "id": "\ud800"}', "line 1: its id"),
+        (r'{"question": "a", "id": true}', "line 1: its 'id' is neither"),
+        (r'{"question": "a", "id": 1.5}', "line 1: its 'id' is neither"),
+        ('{"question": "a", "id": "' + "x" * 201 + '"}', "line 1: its id"),
+        (r'{"question": "a", "images": ["\u0000.png"]}', "line 1: its image"),
+        (r'{"question": "a", "images": ["\ud800.png"]}', "line 1: its image"),
+    ],
+)
+def test_what_cannot_be_an_id_or_a_path_is_a_broken_line(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(RecordError, match=said):
+        read_tasks(write(tmp_path / "q.jsonl", line))
+
+
+def test_half_a_character_in_a_text_is_replaced(tmp_path: Path) -> None:
+    line = r'{"question": "a \ud800?", "caption": "b \ud800", "answers": ["c \ud800"]}'
+    (task,) = read_tasks(write(tmp_path / "q.jsonl", line))
+    assert (task.question.text, task.question.caption, task.references) == ("a ??", "b \ufffd", ("c \ufffd",))

@@ -174,6 +174,58 @@ async def test_a_cancelled_call_gives_its_reservation_back() -> None:
     assert (await ledger.complete(model(), request())).text == "x"
 
 
+async def test_a_call_waits_for_room_while_others_are_under_way() -> None:
+    """Each call takes 15 tokens and may take 20: 8 calls fit into 125, though only 6 at once."""
+    run = Account(Budget(tokens=125), "run")
+    asked = model(delay=0.01)
+    calls = (Ledger(f"q{number}", run=run).complete(asked, request()) for number in range(9))
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(end) for end in ended].count(ChatReply) == len(asked.requests) == 8
+    (refused,) = [end for end in ended if isinstance(end, BudgetExceeded)]
+    assert "120 taken, up to 20 needed" in refused.got
+    assert run.spent.tokens == 120
+
+
+@pytest.mark.parametrize("fate", ["fails", "is cancelled"])
+async def test_who_waits_goes_on_when_the_call_in_the_way_does_not_succeed(fate: str) -> None:
+    run = Account(Budget(tokens=39), "run")
+    first = model(lambda asked: ModelUnavailable("down"), delay=0.01 if fate == "fails" else 60)
+    in_the_way = asyncio.create_task(Ledger("a", run=run).complete(first, request()))
+    waiting = asyncio.create_task(Ledger("b", run=run).complete(model(), request()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    if fate == "is cancelled":
+        in_the_way.cancel()
+    with pytest.raises(ModelUnavailable if fate == "fails" else asyncio.CancelledError):
+        await in_the_way
+    assert (await asyncio.wait_for(waiting, 5)).text == "x"
+
+
+async def test_a_call_that_is_cancelled_while_it_waits_was_never_made_and_holds_nothing() -> None:
+    run = Account(Budget(calls=1), "run")
+    asked = model(delay=0.01)
+    first = asyncio.create_task(Ledger("a", run=run).complete(asked, request()))
+    ledger = Ledger("b", run=run)
+    waiting = asyncio.create_task(ledger.complete(asked, request()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await first
+    assert (len(asked.requests), run.spent.calls, run.calls_left, ledger.total) == (1, 1, 0, Usage())
+
+
+async def test_time_that_runs_out_breaks_the_waiting_off() -> None:
+    run = Account(Budget(calls=1), "run")
+    first = asyncio.create_task(Ledger("a", run=run).complete(model(delay=60), request()))
+    await asyncio.sleep(0)
+    with pytest.raises(BudgetExceeded) as raised:
+        await Ledger("b", budget=Budget(seconds=0.02), run=run).complete(model(), request())
+    assert (raised.value.limit, raised.value.scope) == ("seconds", "question")
+    first.cancel()
+
+
 limits = st.none() | st.integers(1, 400)
 
 
