@@ -155,9 +155,7 @@ def sweep(index: CorpusIndex, questions: Sequence[Row]) -> dict[str, dict[str, f
             sides = (("lexical_rank", 1.0), ("vector_rank", weight))
             return sum(share / (offset + hit.parts[side]) for side, share in sides if side in hit.parts)
 
-        orders = {
-            question["question"]: rows_of(sorted(hits, key=score, reverse=True)) for question, hits in ranked
-        }
+        orders = {question["question"]: rows_of(sorted(hits, key=score, reverse=True)) for question, hits in ranked}
         return recall(orders.__getitem__, questions)
 
     return {str(offset): {str(weight): of(offset, weight) for weight in WEIGHTS} for offset in OFFSETS}
