@@ -107,7 +107,10 @@ def _image(folder: Path, name: str) -> Image:
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+    values = value if isinstance(value, list) else [value]
+    if name == "answers":
+        # Years and counts stand as numbers in some files.
+        values = [str(item) if type(item) in (int, float) else item for item in values]
+    if not all(isinstance(item, str) for item in values):
         raise RecordError(f"its '{name}' are neither a text nor a list of texts.")
     return tuple(values)

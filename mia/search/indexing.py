@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -121,6 +122,11 @@ def _open_lexical(folder: Path, *, create: bool = False) -> LexicalIndex | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
+        if not os.access(lexical_folder(folder), os.W_OK):
+            raise CorpusError(
+                f"the index '{folder}' cannot be written, and is locked by a file in it while it is read.",
+                hint=f"copy {folder} to where you may write, and name the copy with --index",
+            ) from error
         raise CorpusError(f"the index '{folder}' is broken ({error}).", hint=_anew(folder)) from error
 
 

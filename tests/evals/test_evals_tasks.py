@@ -54,7 +54,7 @@ def test_every_broken_line_is_named_and_nothing_is_returned(tmp_path: Path) -> N
         {"answers": ["no question"]},
         {"question": "  "},
         {"question": "again", "id": "a"},
-        {"question": "x", "answers": 3},
+        {"question": "x", "answers": {"a": 3}},
         {"question": "y", "images": ["gone.png"]},
     )
     with pytest.raises(RecordError) as caught:
@@ -105,3 +105,10 @@ def test_half_a_character_in_a_text_is_replaced(tmp_path: Path) -> None:
     line = r'{"question": "a \ud800?", "caption": "b \ud800", "answers": ["c \ud800"]}'
     (task,) = read_tasks(write(tmp_path / "q.jsonl", line))
     assert (task.question.text, task.question.caption, task.references) == ("a ??", "b \ufffd", ("c \ufffd",))
+
+
+def test_numbers_are_taken_as_answers(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "q.jsonl", {"question": "When?", "answer": 1986}, {"question": "How many?", "answers": [2, "two"]}
+    )
+    assert [task.references for task in read_tasks(path)] == [("1986",), ("2", "two")]
