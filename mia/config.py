@@ -32,6 +32,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mia.errors import ConfigError
+from mia.scope import check_scope
 from mia.types import Role
 
 
@@ -61,6 +62,7 @@ def _split(given: Any) -> Any:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 VariableName = Annotated[str, AfterValidator(_check_variable)]
+Scope = Annotated[str, AfterValidator(check_scope)]
 ToolName = Literal["search", "lookup", "fetch", "web_image_to_image_search"]
 
 
@@ -195,26 +197,47 @@ class MemorySettings(Section):
     """Recall before planning, and remember afterwards."""
     path: str = ""
     """The store; empty: `memory.db` in `home`."""
-    scope: str = Field(default="default", min_length=1)
-    """Whose memories these are; one scope never sees another's."""
+    scope: Scope = "default"
+    """Whose memories these are, as tenant/project/user: what is learnt goes here, and what the levels above know is
+    recalled too; never what other branches know."""
     k_positive: int = Field(default=2, ge=0)
     """Memories of correct answers to show."""
     k_negative: int = Field(default=2, ge=0)
     """Memories of incorrect answers to show."""
+    balance: Literal["fixed", "fill"] = "fixed"
+    """"fill": where one judgement has too few, the other takes its places."""
+    score: Literal["mia", "paper"] = "mia"
+    """"paper": 0.7 · min-max similarity + 0.3 · win rate over everything, without a floor; the settings down to
+    `diversity` then do not count."""
     similarity_weight: float = Field(default=0.7, ge=0)
     """Of the score: how similar the question is."""
     value_weight: float = Field(default=0.3, ge=0)
-    """Of the score: how often showing it came out right."""
+    """Of the score: how often showing it came out right, doubted while there were few trials."""
     frequency_weight: float = Field(default=0.0, ge=0)
     """Of the score: a bonus for what was rarely shown."""
+    recency_weight: float = Field(default=0.0, ge=0)
+    """Of the score: a bonus for what is new."""
+    recency_half_life: float = Field(default=30.0, gt=0)
+    """Days until that bonus is halved."""
     floor: float = Field(default=0.3, ge=-1, le=1)
     """Memories whose similarity is below are never shown."""
+    diversity: float = Field(default=0.98, ge=0, le=1)
+    """A memory whose question is more similar than this to one already shown is passed over; 1: never."""
     embedder: Literal["auto", "minilm", "hashing", "openai"] = "auto"
     """"auto": MiniLM where the extra `local` is installed, else hashing."""
     categories: bool = False
     """Let the Manager's model sort questions into categories, and recall within one."""
     frozen: bool = False
     """Recall, and write nothing."""
+    redact: Literal["secrets", "personal", "off"] = "secrets"
+    """What is blacked out before anything is stored: keys and tokens; with "personal" also mail addresses, telephone
+    and card numbers."""
+    quarantine: bool = True
+    """Keep memories that read like orders to the agent out of sight, until somebody has looked at them."""
+    quota: int = Field(default=0, ge=0)
+    """Memories in sight per scope; above it the least valuable are forgotten, the oldest first. 0: no limit."""
+    expire_days: float = Field(default=0.0, ge=0)
+    """Days after which a new memory is not shown any more. 0: never."""
 
 
 class SearchSettings(Section):

@@ -25,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mia.errors import RecordError
 
-EPISODE_VERSION = 1
-MEMORY_VERSION = 1
+EPISODE_VERSION = 2
+MEMORY_VERSION = 2
 
 
 class Record(BaseModel):
@@ -361,6 +361,18 @@ class MemoryKind(StrEnum):
     PLAN_PAIR = "plan_pair"
 
 
+class MemoryState(StrEnum):
+    """Whether a memory can be shown. Only active ones are; every other state can be undone until it is purged."""
+
+    ACTIVE = "active"
+    REPLACED = "replaced"
+    """A near-duplicate took its place."""
+    FORGOTTEN = "forgotten"
+    """Put out of sight by a user, a quota or a rollback."""
+    QUARANTINED = "quarantined"
+    """Kept for a person to look at: it reads like an attempt to give orders, or somebody distrusts it."""
+
+
 class Provenance(Record):
     """Where a memory comes from."""
 
@@ -394,8 +406,16 @@ class Memory(Record):
     wins: int = 1
     """Times it was shown and the answer came out right (for a negative memory too), plus one at birth."""
     provenance: Provenance = Provenance()
+    state: MemoryState = MemoryState.ACTIVE
+    replaced_by: str = ""
+    """The id of the memory that took its place; empty unless the state is "replaced"."""
+    expires_at: float | None = None
+    """From then on it is not shown any more; None: never."""
     created_at: float
     updated_at: float
+
+    def expired(self, now: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
 
     @property
     def modality(self) -> Literal["text-only", "text-image"]:
@@ -430,6 +450,12 @@ class Recall(Record):
     passed_over: tuple[RecalledMemory, ...] = ()
     """The best of those that were considered and not shown."""
     considered: int = 0
+    form: str = ""
+    """Of the score: "mia" or "paper"; empty where another strategy recalled."""
+    weights: dict[str, float] = {}
+    """How much each part counted, by the part's name."""
+    floor: float | None = None
+    """The similarity below which nothing was shown; None: there was none."""
     wanted: int = 0
     """How many would have been shown had the bank been full; fewer shown means a cold start."""
     seconds: float = 0.0
@@ -487,9 +513,10 @@ def new_id(prefix: str) -> str:
 
 R = TypeVar("R", bound="Record")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
-EPISODE_UPGRADES: Mapping[int, Upgrade] = {}
+# Version 2 of both added fields that have defaults: the life cycle of a memory, and how a recall was scored.
+EPISODE_UPGRADES: Mapping[int, Upgrade] = {1: lambda content: {**content, "version": 2}}
 """version → a function that turns a record of that version into one of the next."""
-MEMORY_UPGRADES: Mapping[int, Upgrade] = {}
+MEMORY_UPGRADES: Mapping[int, Upgrade] = {1: lambda content: {**content, "version": 2}}
 
 
 def _load(kind: type[R], text: str | bytes, current: int, upgrades: Mapping[int, Upgrade]) -> R:

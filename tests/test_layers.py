@@ -10,11 +10,11 @@ import mia
 ROOT = Path(mia.__file__).parent
 
 FLOORS: list[list[str]] = [
-    ["errors", "types", "config", "events", "prompt", "statistics", "transcript"],
+    ["errors", "types", "config", "events", "prompt", "redaction", "scope", "statistics", "transcript"],
     ["models", "embeddings", "store", "search", "tools"],
     ["memory", "agents", "judges"],
     ["episode", "stages", "team"],
-    ["evals"],
+    ["evals", "erasure"],
     ["cli"],
 ]
 ORDER_WITHIN = [
@@ -23,6 +23,7 @@ ORDER_WITHIN = [
     ["embeddings", "store"],
     ["embeddings", "search"],
     ["team", "stages", "episode"],
+    ["evals", "erasure"],
 ]
 """Packages on one floor that may import each other, later ones earlier ones. All of floor 1 may, without cycles."""
 

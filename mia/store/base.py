@@ -1,11 +1,15 @@
-"""What a memory store is: rows, vectors and statistics that change together or not at all.
+"""What a memory store is: rows, vectors, statistics and audit that change together or not at all.
 
 Writing happens inside `MemoryStore.transaction`, which runs one piece of work to the end or leaves no trace of it; when
 it returns, the work is on the disk, and every process that asks afterwards sees it. Reads see what is committed.
 
-A store never forgets on its own: a memory that another one replaces stays, marked, so that late credit and lineage
-still find it. It knows nothing of similarity: it counts its changes (`revision`) and hands out the vectors that changed
-since, and whoever searches keeps a matrix of them.
+A store never forgets on its own: a memory that is replaced, forgotten or quarantined stays, marked, and every change is
+in the audit with what was before and after; so late credit and lineage find it, and a user can have it back. Only
+`purge` and `erase` remove anything for good. The texts of a memory never change; its state, counts, category and
+expiry do.
+
+A store knows nothing of similarity: it counts its changes (`revision`) and hands out the vectors that changed since,
+and whoever searches keeps matrices of them.
 
 The methods are sync: a call is a few pages of a local file, and takes microseconds or waits for the disk. Async callers
 go through a thread, since a commit waits for the disk and for other writers.
@@ -13,17 +17,24 @@ go through a thread, since a commit waits for the disk and for other writers.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy
+from numpy.typing import NDArray
 
 from mia.embeddings.base import Vectors
-from mia.types import Episode, Memory, MemoryKind, Verdict
+from mia.types import Episode, Memory, MemoryKind, MemoryState, Verdict
 
 T = TypeVar("T")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_WORD = re.compile(r"\w+")
 
 
 def storable(text: str) -> str:
@@ -31,9 +42,15 @@ def storable(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
+def fingerprint(question: str) -> int:
+    """A 63-bit hash of the words of a question, whatever their case and punctuation: near-duplicates share it."""
+    words = "\x00".join(_WORD.findall(question.casefold()))
+    return int.from_bytes(hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=8).digest(), "big") >> 1
+
+
 @dataclass(frozen=True)
 class MemoryVectors:
-    """The vectors of one memory, each of shape (dimension,)."""
+    """The vectors of one memory, each of shape (dimension,): of length 1, or zero for a text without content."""
 
     space: str
     question: Vectors
@@ -42,28 +59,112 @@ class MemoryVectors:
 
 
 @dataclass(frozen=True)
-class VectorRow:
-    """What a search needs to know of one memory, without its texts."""
+class Rows:
+    """What a search needs to know of memories, column by column, in the order of `sequence`."""
 
-    id: str
-    kind: MemoryKind
-    correct: bool
-    category: str
-    uses: int
-    wins: int
-    created_at: float
-    replaced: bool
-    """It is no longer shown."""
-    question: Vectors
-    caption: Vectors | None
+    sequence: NDArray[numpy.int64]
+    """The store's own number of a memory: unique, and growing in the order of arrival, whatever the clock did."""
+    pair: NDArray[numpy.bool_]
+    """It is a plan pair."""
+    captioned: NDArray[numpy.bool_]
+    correct: NDArray[numpy.bool_]
+    active: NDArray[numpy.bool_]
+    uses: NDArray[numpy.int64]
+    wins: NDArray[numpy.int64]
+    created_at: NDArray[numpy.float64]
+    expires_at: NDArray[numpy.float64]
+    """Infinite where it never expires."""
+    category: NDArray[numpy.str_]
+    new: NDArray[numpy.bool_]
+    """Its vectors are handed out below; they never change under a number, so they are handed out once."""
+    questions: Vectors
+    """Shape (number of new rows, dimension)."""
+    captions: Vectors
+    """Shape (number of new rows that are captioned, dimension)."""
+
+    def __len__(self) -> int:
+        return len(self.sequence)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """The memories that were added, credited or replaced since a revision."""
+    """The memories of a scope that were added or changed since a revision."""
 
     revision: int
-    rows: tuple[VectorRow, ...]
+    epoch: int
+    """Counts what invalidates all that was handed out: a purge, an erasure, another embedder."""
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Census:
+    """Cheap figures that a cache of one scope is compared with."""
+
+    store: str
+    """A random name, given to the store when it was made."""
+    space: str
+    epoch: int
+    count: int
+    """Rows of the scope, in whatever state."""
+    last: int
+    """The highest sequence number of the scope; 0 if it is empty."""
+
+
+class Task(StrEnum):
+    """What waits in the queue for a model."""
+
+    REMEMBER = "remember"
+    """The subject is an episode of which no memory could be made, since the embedder was down."""
+    COMPRESS = "compress"
+    """The subject is a memory whose workflow rules wrote, since the model could not."""
+    CATEGORISE = "categorise"
+    """The subject is a memory in "others", since the model could not say more."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One entry of the queue."""
+
+    task: Task
+    subject: str
+    """The id of an episode or a memory."""
+    scope: str
+    error: str
+    """What went wrong last time."""
+    attempts: int
+    since: float
+    retry_at: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of the audit: what happened to one memory."""
+
+    sequence: int
+    at: float
+    action: str
+    """add, replace, forget, restore, quarantine, expire, credit, categorise, roll back, purge, erase."""
+    memory_id: str
+    """Empty for what concerns no single memory."""
+    scope: str
+    reason: str
+    before: Mapping[str, Any]
+    """The fields that changed, as they were; empty for a new memory."""
+    after: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What was removed for good, so that copies elsewhere can be removed too."""
+
+    memories: tuple[str, ...]
+    episodes: tuple[str, ...]
+    runs: tuple[str, ...]
+    """The runs of those episodes."""
+    images: tuple[str, ...]
+    """SHA-256 of images that no episode holds any more."""
+    copies: tuple[Path, ...]
+    """The places where copies of this store's episodes were written (`register_copy`)."""
 
 
 class Reading(Protocol):
@@ -73,8 +174,13 @@ class Reading(Protocol):
         """The embedding space of the stored vectors; empty while there are none."""
         ...
 
-    def changes(self, scope: str, since: int) -> Changes:
-        """What changed in a scope after revision `since` (0: everything), replaced memories included."""
+    def changes(self, scope: str, since: int, *, known: int = 0) -> Changes:
+        """What changed in exactly this scope after revision `since` (0: everything). Vectors come with those whose
+        sequence is above `known`."""
+        ...
+
+    def alike(self, scope: str, kind: MemoryKind, question: str) -> Sequence[tuple[Memory, MemoryVectors]]:
+        """The active memories of exactly this scope whose question has the same words, oldest first."""
         ...
 
     def absorbed(self, episode_ids: Collection[str]) -> frozenset[str]:
@@ -85,18 +191,37 @@ class Reading(Protocol):
 class Writing(Reading, Protocol):
     """One open transaction. Valid only inside the `work` it is passed to."""
 
-    def save_episode(self, episode: Episode, *, absorbed: bool) -> None:
+    def save_episode(self, episode: Episode, *, scope: str, absorbed: bool) -> None:
         """Insert or overwrite by id; an episode once absorbed stays absorbed."""
         ...
 
-    def insert(self, memory: Memory, vectors: MemoryVectors, *, replaces: str = "") -> None:
+    def insert(self, memory: Memory, vectors: MemoryVectors, *, replaces: str = "", reason: str = "") -> None:
         """Add a memory and, with `replaces`, take the one of that id out of sight. Raises StoreError if the vectors are
-        of another space than the stored ones."""
+        of another space than the stored ones, RecordError if the id is taken."""
         ...
 
-    def credit(self, scope: str, group: str, shown: Collection[str], verdict: Verdict) -> int:
+    def credit(self, scopes: Collection[str], group: str, shown: Collection[str], verdict: Verdict) -> int:
         """Count a verdict for the memories shown, after taking back what an earlier one for the group had counted.
-        Returns how many of them are in the store."""
+        Memories of other scopes are left alone. Returns how many of them are in the store. The group belongs to the
+        first of the scopes."""
+        ...
+
+    def set_state(self, ids: Collection[str], state: MemoryState, *, action: str, reason: str = "") -> tuple[str, ...]:
+        """Returns the ids of those that it changed; a memory that is in the state already is left alone."""
+        ...
+
+    def set_category(self, id: str, category: str) -> None: ...
+
+    def set_expiry(self, ids: Collection[str], at: float | None, *, reason: str = "") -> tuple[str, ...]:
+        """Returns the ids of those that it changed."""
+        ...
+
+    def enqueue(self, task: Task, subject: str, *, scope: str, error: str, delay: float) -> None:
+        """Put into the queue, or count one more attempt, to be retried after `delay` seconds."""
+        ...
+
+    def dequeue(self, task: Task, subjects: Collection[str]) -> None:
+        """Take out of the queue; what is not in it is no error."""
         ...
 
 
@@ -108,35 +233,80 @@ class MemoryStore(Reading, Protocol):
         """For messages: a path, or an address without a password."""
         ...
 
-    def transaction(self, work: Callable[[Writing], T]) -> T:
-        """Run `work` alone among all writers; commit durably when it returns, undo everything when it raises."""
+    @property
+    def cache(self) -> Path | None:
+        """The folder for rebuildable caches beside the store; None: keep none."""
         ...
 
+    def transaction(self, work: Callable[[Writing], T]) -> T:
+        """Run `work` alone among all writers; commit durably when it returns, undo everything when it raises. What
+        several threads hand in at once is committed together."""
+        ...
+
+    def census(self, scope: str) -> Census:
+        """Of exactly this scope."""
+        ...
+
+    # ── memories
+
     def memory(self, reference: str) -> Memory:
-        """By id or unambiguous beginning of one. Raises RecordError if there is none, or more than one."""
+        """By id or unambiguous beginning of one, in whatever state. Raises RecordError if there is none, or more than
+        one."""
         ...
 
     def memories(self, ids: Collection[str]) -> dict[str, Memory]:
-        """Those that exist, by id, replaced ones included."""
+        """Those that exist, by id, in whatever state."""
+        ...
+
+    def numbered(self, sequences: Collection[int]) -> dict[int, Memory]:
+        """Those that exist, by sequence number, in whatever state."""
+        ...
+
+    def numbers(self, ids: Collection[str]) -> dict[str, int]:
+        """The sequence numbers of those that exist."""
         ...
 
     def memories_of(self, episode_ids: Collection[str]) -> tuple[Memory, ...]:
-        """What is in sight because of these episodes, oldest first."""
+        """What is active because of these episodes, oldest first."""
         ...
 
-    def list_memories(self, scope: str, *, limit: int, offset: int = 0) -> tuple[Memory, ...]:
-        """What is in sight in a scope, newest first."""
+    def list_memories(
+        self,
+        scope: str | None,
+        *,
+        limit: int,
+        offset: int = 0,
+        states: Collection[MemoryState] = (MemoryState.ACTIVE,),
+        judgement: str | None = None,
+    ) -> tuple[Memory, ...]:
+        """Of a scope and all below it (None: of all), newest first."""
         ...
 
-    def count_memories(self, scope: str | None = None) -> int:
-        """How many are in sight in a scope, or in all."""
+    def count_memories(
+        self, scope: str | None = None, *, states: Collection[MemoryState] = (MemoryState.ACTIVE,)
+    ) -> int:
+        """How many are in a scope and all below it (None: in all)."""
         ...
 
-    def replaced_by(self, memory_id: str) -> str:
-        """The id of the memory that replaced this one; empty if it is in sight."""
+    def export(self, scope: str | None) -> Iterator[tuple[Memory, MemoryVectors]]:
+        """Every memory of a scope and all below it (None: of all), in whatever state, oldest first, a page at a time."""
         ...
 
-    def save_episode(self, episode: Episode) -> None:
+    # ── the queue and the audit
+
+    def queue(self, scope: str | None = None) -> tuple[Waiting, ...]:
+        """What waits for a model, the longest waiting first."""
+        ...
+
+    def audit(
+        self, *, memory_id: str = "", scope: str | None = None, limit: int, before: int | None = None
+    ) -> tuple[Change, ...]:
+        """The newest changes first; `before`: only those with a smaller sequence."""
+        ...
+
+    # ── episodes
+
+    def save_episode(self, episode: Episode, *, scope: str = "default") -> None:
         """Keep an episode; idempotent by id."""
         ...
 
@@ -149,6 +319,10 @@ class MemoryStore(Reading, Protocol):
         ...
 
     def count_episodes(self) -> int: ...
+
+    def register_copy(self, place: Path) -> None:
+        """Remember a folder in which copies of this store's episodes are written, so that erasure finds them."""
+        ...
 
     def close(self) -> None:
         """Let go of the file; calling it twice is harmless."""
