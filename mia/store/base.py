@@ -151,6 +151,7 @@ class Change:
     before: Mapping[str, Any]
     """The fields that changed, as they were; empty for a new memory."""
     after: Mapping[str, Any]
+    """Of a credit: which verdict for which memories, and their counts [uses, wins] from then on."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,8 @@ class Reading(Protocol):
 class Writing(Reading, Protocol):
     """One open transaction. Valid only inside the `work` it is passed to."""
 
-    def save_episode(self, episode: Episode, *, scope: str, absorbed: bool) -> None:
-        """Insert or overwrite by id; an episode once absorbed stays absorbed."""
+    def save_episode(self, episode: Episode, *, scope: str, absorbed: bool, lessons: Sequence[str] = ()) -> None:
+        """Insert or overwrite by id; an episode once absorbed stays absorbed. `lessons`: the memories made of it."""
         ...
 
     def insert(self, memory: Memory, vectors: MemoryVectors, *, replaces: str = "", reason: str = "") -> None:
@@ -240,7 +241,8 @@ class MemoryStore(Reading, Protocol):
 
     def transaction(self, work: Callable[[Writing], T]) -> T:
         """Run `work` alone among all writers; commit durably when it returns, undo everything when it raises. What
-        several threads hand in at once is committed together."""
+        several threads hand in at once is committed together; so it may be undone and run again for another's sake,
+        and must change nothing but the store."""
         ...
 
     def census(self, scope: str) -> Census:
@@ -260,6 +262,10 @@ class MemoryStore(Reading, Protocol):
 
     def numbered(self, sequences: Collection[int]) -> dict[int, Memory]:
         """Those that exist, by sequence number, in whatever state."""
+        ...
+
+    def named(self, sequences: Collection[int]) -> dict[int, tuple[str, str]]:
+        """Id and question of those that exist, by sequence number."""
         ...
 
     def numbers(self, ids: Collection[str]) -> dict[str, int]:
@@ -289,7 +295,7 @@ class MemoryStore(Reading, Protocol):
         ...
 
     def export(self, scope: str | None) -> Iterator[tuple[Memory, MemoryVectors]]:
-        """Every memory of a scope and all below it (None: of all), in whatever state, oldest first, a page at a time."""
+        """Every memory of a scope and all below it (None: of all), in whatever state, oldest first."""
         ...
 
     # ── the queue and the audit

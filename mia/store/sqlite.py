@@ -1,9 +1,9 @@
 """The store in one SQLite file: every write is a durable transaction, any number of processes share the file.
 
 WAL with synchronous=FULL: when `transaction` returns, the bytes are on the disk, and a kill at any instant loses
-nothing that was acknowledged. Writers queue for the write lock (BEGIN IMMEDIATE, then patience), so that "database is
-locked" stays between SQLite and us. There are two connections, one that writes and one that reads, each behind a lock
-of its own: a reader never waits for a writer's disk.
+nothing that was acknowledged. The threads of a process write through one connection and share commits (`commits.py`);
+processes queue for the write lock (BEGIN IMMEDIATE, then patience), so that "database is locked" stays between SQLite
+and us. Another connection reads: a reader never waits for a writer's disk.
 
 A file that is no database, belongs to another program, is damaged, or was made by a newer MIA is refused and left as
 it is.
@@ -12,22 +12,25 @@ it is.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import numpy
-
 import mia
-from mia.embeddings.base import Vectors
 from mia.errors import RecordError, StoreError
-from mia.store.base import Changes, MemoryVectors, VectorRow, Writing, storable
-from mia.store.migrations import MIGRATIONS
-from mia.types import Episode, Memory, MemoryKind, Outcome, Provenance, Verdict, load_episode
+from mia.redaction import Redactor
+from mia.store import rows
+from mia.store.base import Census, Change, Changes, MemoryVectors, Task, Waiting, Writing, storable
+from mia.store.commits import Commits
+from mia.store.migrations import MIGRATIONS, backup_name
+from mia.store.rows import LIST, MEMORIES, MEMORIES_WITH_VECTORS, json_list
+from mia.store.writing import SqliteWriting
+from mia.types import Episode, Memory, MemoryKind, MemoryState, load_episode
 
 T = TypeVar("T")
 
@@ -38,12 +41,12 @@ BUSY_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
 """How long to wait for other processes before giving up."""
 
-_MEMORY_COLUMNS = (
-    "id, scope, kind, judgement, category, uses, wins, created_at, updated_at, "
-    "question, caption, workflow, plan, incorrect_plan, reviews, provenance"
-)
-_LIST = "(SELECT value FROM json_each(?))"
-"""An SQL list of any length as one value: JSON."""
+CHECKPOINT_PAGES = 4_000
+"""The write-ahead log is folded into the database after so many pages (16 MB): seldom enough not to be felt."""
+CACHE_KILOBYTES = 16_000
+"""Pages that a connection keeps, so that a write into a large store reads little."""
+EXPORT_PAGE = 256
+"""Memories that an export reads at a time."""
 
 # What SQLite's result codes mean to a user: the sentence and what to do.
 _TROUBLE = {
@@ -60,7 +63,7 @@ _TROUBLE = {
         "cannot be read or written",
         "check the disk: space, quota, connection; nothing was half written",
     ),
-    sqlite3.SQLITE_CORRUPT: ("is damaged", "restore it from a copy, or name another file with memory.path"),
+    sqlite3.SQLITE_CORRUPT: ("is damaged", "mia memory check --salvage rescued.jsonl, to save all that can be read"),
     sqlite3.SQLITE_NOTADB: ("is no SQLite database", "name another file with memory.path"),
     sqlite3.SQLITE_TOOBIG: ("cannot hold a text of this size", "shorten it; a gigabyte is the limit"),
     sqlite3.SQLITE_NOMEM: ("cannot be used: memory ran out", "close other programs and run it again"),
@@ -68,11 +71,15 @@ _TROUBLE = {
 
 
 class SqliteStore:
-    """Opens the file, makes it (and its folder) where there is none, and brings its schema up to date."""
+    """Opens the file, makes it (and its folder) where there is none, and brings its schema up to date.
 
-    def __init__(self, path: Path) -> None:
+    `redactor` blacks out what must not be stored in episodes; memories come redacted, since their vectors must agree
+    with their texts.
+    """
+
+    def __init__(self, path: Path, redactor: Redactor | None = None) -> None:
         self._path = path
-        self._writing_lock = threading.Lock()
+        self._redactor = redactor or Redactor()
         self._reading_lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,65 +94,151 @@ class SqliteStore:
             except BaseException:
                 self._writer.close()
                 raise
+        self._commits: Commits[Writing] = Commits(self._writer, self._open_transaction)
 
     @property
     def location(self) -> str:
         return str(self._path)
 
+    @property
+    def cache(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.cache")
+
     def transaction(self, work: Callable[[Writing], T]) -> T:
-        with self._writing_lock, self._explained(), _transaction(self._writer, "BEGIN IMMEDIATE"):
-            return work(_SqliteWriting(self._writer))
+        with self._explained():
+            return self._commits.run(work)
+
+    # ── searching ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def space(self) -> str:
+        return self._read(rows.space)
+
+    def changes(self, scope: str, since: int, *, known: int = 0) -> Changes:
+        return self._read(lambda connection: rows.changes(connection, scope, since, known))
+
+    def alike(self, scope: str, kind: MemoryKind, question: str) -> Sequence[tuple[Memory, MemoryVectors]]:
+        return self._read(lambda connection: rows.alike(connection, scope, kind, question))
+
+    def census(self, scope: str) -> Census:
+        def count(connection: sqlite3.Connection) -> Census:
+            (rows_of_scope, last) = connection.execute(
+                "SELECT count(*), coalesce(max(sequence), 0) FROM memories WHERE scope = ?", (storable(scope),)
+            ).fetchone()
+            return Census(
+                store=rows.meta(connection, "store"),
+                space=rows.space(connection),
+                epoch=int(rows.meta(connection, "epoch")),
+                count=rows_of_scope,
+                last=last,
+            )
+
+        return self._read(count)
 
     # ── memories ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def space(self) -> str:
-        return self._read(_space)
-
-    def changes(self, scope: str, since: int) -> Changes:
-        return self._read(lambda connection: _changes(connection, scope, since))
-
-    def absorbed(self, episode_ids: Collection[str]) -> frozenset[str]:
-        return self._read(lambda connection: _absorbed(connection, episode_ids))
-
     def memory(self, reference: str) -> Memory:
-        found = self._find("memories", _MEMORY_COLUMNS, reference)
-        return _memory(self._one(found, "memory", reference, "mia memory list"))
+        found = self._find("memories", "sequence, id", reference)
+        sequence = self._one(found, "memory", reference, "mia memory list")["sequence"]
+        memory = self.numbered([sequence]).get(sequence)
+        # Purged between the two questions.
+        return memory if memory is not None else self.memory(reference)
 
     def memories(self, ids: Collection[str]) -> dict[str, Memory]:
-        rows = self._select(f"SELECT {_MEMORY_COLUMNS} FROM memories WHERE id IN {_LIST}", _json_list(ids))
-        return {row["id"]: _memory(row) for row in rows}
+        return {row["id"]: rows.memory(row) for row in self._select(f"{MEMORIES} WHERE id IN {LIST}", json_list(ids))}
+
+    def numbered(self, sequences: Collection[int]) -> dict[int, Memory]:
+        found = self._select(f"{MEMORIES} WHERE sequence IN {LIST}", json_list(sequences))
+        return {row["sequence"]: rows.memory(row) for row in found}
+
+    def named(self, sequences: Collection[int]) -> dict[int, tuple[str, str]]:
+        found = self._select(
+            f"SELECT sequence, id, question FROM memories JOIN texts USING (sequence) WHERE sequence IN {LIST}",
+            json_list(sequences),
+        )
+        return {row["sequence"]: (row["id"], row["question"]) for row in found}
+
+    def numbers(self, ids: Collection[str]) -> dict[str, int]:
+        found = self._select(f"SELECT id, sequence FROM memories WHERE id IN {LIST}", json_list(ids))
+        return {row["id"]: row["sequence"] for row in found}
 
     def memories_of(self, episode_ids: Collection[str]) -> tuple[Memory, ...]:
-        rows = self._select(
-            f"SELECT {_MEMORY_COLUMNS} FROM memories WHERE episode_id IN {_LIST} AND replaced_by IS NULL "
-            "ORDER BY sequence",
-            _json_list(episode_ids),
+        found = self._select(
+            f"{MEMORIES} WHERE state = 'active' AND id IN (SELECT value FROM episodes, json_each(episodes.lessons) "
+            f"WHERE episodes.id IN {LIST}) ORDER BY sequence",
+            json_list(episode_ids),
         )
-        return tuple(_memory(row) for row in rows)
+        return tuple(rows.memory(row) for row in found)
 
-    def list_memories(self, scope: str, *, limit: int, offset: int = 0) -> tuple[Memory, ...]:
-        rows = self._select(
-            f"SELECT {_MEMORY_COLUMNS} FROM memories WHERE scope = ? AND replaced_by IS NULL "
-            "ORDER BY sequence DESC LIMIT ? OFFSET ?",
-            storable(scope),
+    def list_memories(
+        self,
+        scope: str | None,
+        *,
+        limit: int,
+        offset: int = 0,
+        states: Collection[MemoryState] = (MemoryState.ACTIVE,),
+        judgement: str | None = None,
+    ) -> tuple[Memory, ...]:
+        where, values = _within(scope, states)
+        if judgement is not None:
+            where, values = f"{where} AND judgement = ?", (*values, judgement)
+        found = self._select(
+            f"{MEMORIES} WHERE {where} ORDER BY sequence DESC LIMIT ? OFFSET ?", *values, limit, offset
+        )
+        return tuple(rows.memory(row) for row in found)
+
+    def count_memories(
+        self, scope: str | None = None, *, states: Collection[MemoryState] = (MemoryState.ACTIVE,)
+    ) -> int:
+        where, values = _within(scope, states)
+        return int(self._select(f"SELECT count(*) FROM memories WHERE {where}", *values)[0][0])
+
+    def export(self, scope: str | None) -> Iterator[tuple[Memory, MemoryVectors]]:
+        where, values = _within(scope, tuple(MemoryState))
+        last = 0
+        while True:
+            # A page at a time, and no statement left open between: an export of hours holds up nobody.
+            page = self._select(
+                f"{MEMORIES_WITH_VECTORS} WHERE {where} AND sequence > ? ORDER BY sequence LIMIT ?",
+                *values,
+                last,
+                EXPORT_PAGE,
+            )
+            if not page:
+                return
+            space = self.space()
+            for row in page:
+                yield rows.memory(row), rows.memory_vectors(space, row["question_vector"], row["caption_vector"])
+            last = page[-1]["sequence"]
+
+    # ── the queue and the audit ───────────────────────────────────────────────────────────────────────────────────
+
+    def queue(self, scope: str | None = None) -> tuple[Waiting, ...]:
+        where, values = _below(scope)
+        found = self._select(f"SELECT * FROM queue WHERE {where} ORDER BY since, task, subject", *values)
+        return tuple(Waiting(**{**dict(row), "task": Task(row["task"])}) for row in found)
+
+    def audit(
+        self, *, memory_id: str = "", scope: str | None = None, limit: int, before: int | None = None
+    ) -> tuple[Change, ...]:
+        where, values = _below(scope)
+        if memory_id:
+            # A credit concerns several memories at once.
+            where = f"{where} AND (memory_id = ? OR EXISTS (SELECT 1 FROM json_each(memories) WHERE value = ?))"
+            values = (*values, storable(memory_id), self.numbers([memory_id]).get(memory_id, 0))
+        if before is not None:
+            where, values = f"{where} AND sequence < ?", (*values, before)
+        found = self._select(
+            f"SELECT sequence, at, action, memory_id, scope, reason, before, after FROM audit WHERE {where} "
+            "ORDER BY sequence DESC LIMIT ?",
+            *values,
             limit,
-            offset,
         )
-        return tuple(_memory(row) for row in rows)
-
-    def count_memories(self, scope: str | None = None) -> int:
-        where, values = ("", ()) if scope is None else ("AND scope = ?", (storable(scope),))
-        (row,) = self._select(f"SELECT count(*) FROM memories WHERE replaced_by IS NULL {where}", *values)
-        return int(row[0])
-
-    def replaced_by(self, memory_id: str) -> str:
-        rows = self._select("SELECT replaced_by FROM memories WHERE id = ?", memory_id)
-        return str(rows[0][0] or "") if rows else ""
+        return tuple(_change(dict(row)) for row in found)
 
     # ── episodes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def save_episode(self, episode: Episode) -> None:
-        self.transaction(lambda writing: writing.save_episode(episode, absorbed=False))
+    def save_episode(self, episode: Episode, *, scope: str = "default") -> None:
+        self.transaction(lambda writing: writing.save_episode(episode, scope=scope, absorbed=False))
 
     def load_episode(self, reference: str) -> Episode:
         if reference == "last":
@@ -156,15 +249,21 @@ class SqliteStore:
 
     def list_episodes(self, *, run: str | None = None, limit: int) -> tuple[Episode, ...]:
         where, values = ("", ()) if run is None else ("WHERE run = ?", (run,))
-        rows = self._select(f"SELECT json FROM episodes {where} ORDER BY sequence DESC LIMIT ?", *values, limit)
-        return tuple(load_episode(row["json"]) for row in rows)
+        found = self._select(f"SELECT json FROM episodes {where} ORDER BY sequence DESC LIMIT ?", *values, limit)
+        return tuple(load_episode(row["json"]) for row in found)
 
     def count_episodes(self) -> int:
         return int(self._select("SELECT count(*) FROM episodes")[0][0])
 
+    def register_copy(self, place: Path) -> None:
+        def register(_: Writing) -> None:
+            self._writer.execute("INSERT OR IGNORE INTO copies (place) VALUES (?)", (storable(str(place.resolve())),))
+
+        self.transaction(register)
+
     def close(self) -> None:
         # In the order of a transaction that reads: the other way round, the two would wait for each other for ever.
-        with self._writing_lock, self._reading_lock:
+        with self._commits.writing, self._reading_lock:
             self._reader.close()
             self._writer.close()
 
@@ -175,6 +274,11 @@ class SqliteStore:
         self.close()
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def _open_transaction(self) -> Iterator[Writing]:
+        with _transaction(self._writer, "BEGIN IMMEDIATE"):
+            yield SqliteWriting(self._writer, self._redactor)
 
     def _read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         with self._reading_lock, self._explained():
@@ -212,110 +316,6 @@ class SqliteStore:
             raise StoreError(f"the memory '{self._path}' {sentence} ({error}).", hint=hint) from error
 
 
-class _SqliteWriting:
-    """One open transaction on the writing connection."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._revision = 0
-
-    def space(self) -> str:
-        return _space(self._connection)
-
-    def changes(self, scope: str, since: int) -> Changes:
-        return _changes(self._connection, scope, since)
-
-    def absorbed(self, episode_ids: Collection[str]) -> frozenset[str]:
-        return _absorbed(self._connection, episode_ids)
-
-    def save_episode(self, episode: Episode, *, absorbed: bool) -> None:
-        # Not model_dump_json: it refuses text with lone surrogates, which an episode may well hold.
-        text = storable(json.dumps(episode.model_dump(mode="json"), ensure_ascii=False))
-        self._connection.execute(
-            "INSERT INTO episodes (id, question_id, run, created_at, json, absorbed) VALUES (?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (id) DO UPDATE SET json = excluded.json, absorbed = max(absorbed, excluded.absorbed)",
-            (
-                storable(episode.id),
-                storable(episode.question.id),
-                storable(episode.run),
-                episode.started_at,
-                text,
-                absorbed,
-            ),
-        )
-
-    def insert(self, memory: Memory, vectors: MemoryVectors, *, replaces: str = "") -> None:
-        self._claim_space(vectors.space)
-        row = memory.model_dump(mode="json", exclude={"version", "reviews", "provenance"})
-        row["reviews"] = json.dumps([review.model_dump(mode="json") for review in memory.reviews], ensure_ascii=False)
-        row["provenance"] = json.dumps(memory.provenance.model_dump(mode="json"), ensure_ascii=False)
-        row["episode_id"] = memory.provenance.episode_id
-        row["revision"] = self._next_revision()
-        row = {name: storable(value) if isinstance(value, str) else value for name, value in row.items()}
-        columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        inserted = self._connection.execute(f"INSERT INTO memories ({columns}) VALUES ({marks})", tuple(row.values()))
-        self._connection.execute(
-            "INSERT INTO vectors (sequence, space, question, caption) VALUES (?, ?, ?, ?)",
-            (
-                inserted.lastrowid,
-                vectors.space,
-                _blob(vectors.question),
-                None if vectors.caption is None else _blob(vectors.caption),
-            ),
-        )
-        if replaces:
-            self._connection.execute(
-                "UPDATE memories SET replaced_by = ?, updated_at = ?, revision = ? WHERE id = ?",
-                (memory.id, memory.created_at, row["revision"], replaces),
-            )
-
-    def credit(self, scope: str, group: str, shown: Collection[str], verdict: Verdict) -> int:
-        if verdict.outcome is Outcome.UNJUDGED:
-            return 0
-        scope, group = storable(scope), storable(group)
-        # The plus keeps SQLite from walking through the whole scope instead of looking up a handful of ids.
-        rows = self._connection.execute(
-            f"SELECT id FROM memories WHERE +scope = ? AND id IN {_LIST} ORDER BY sequence", (scope, _json_list(shown))
-        )
-        ids = _json_list([row["id"] for row in rows])
-        earlier = self._connection.execute(
-            "SELECT correct, memory_ids FROM credits WHERE scope = ? AND question_group = ?", (scope, group)
-        ).fetchone()
-        if earlier is None and ids == "[]":
-            return 0
-        if earlier is None or (bool(earlier["correct"]), earlier["memory_ids"]) != (verdict.correct, ids):
-            if earlier is not None:
-                self._count(earlier["memory_ids"], uses=-1, wins=-int(earlier["correct"]))
-            self._count(ids, uses=1, wins=int(verdict.correct))
-            self._connection.execute(
-                "INSERT OR REPLACE INTO credits (scope, question_group, correct, judge, memory_ids, credited_at) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (scope, group, verdict.correct, storable(verdict.judge), ids, time.time()),
-            )
-        return len(json.loads(ids))
-
-    def _count(self, ids: str, *, uses: int, wins: int) -> None:
-        """Add to the counts of the memories whose ids are in this JSON list."""
-        self._connection.execute(
-            f"UPDATE memories SET uses = uses + ?, wins = wins + ?, updated_at = ?, revision = ? WHERE id IN {_LIST}",
-            (uses, wins, time.time(), self._next_revision(), ids),
-        )
-
-    def _claim_space(self, space: str) -> None:
-        """The first vector names the space of the store; none of another is let in."""
-        stored = self.space()
-        if stored and stored != space:
-            raise StoreError(f"a vector of the space '{space}' came to a memory of the space '{stored}'.")
-        self._connection.execute("INSERT OR IGNORE INTO meta (name, value) VALUES ('space', ?)", (space,))
-
-    def _next_revision(self) -> int:
-        """One new revision for the whole transaction."""
-        if not self._revision:
-            self._connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'revision'")
-            self._revision = _revision(self._connection)
-        return self._revision
-
-
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -323,6 +323,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     # Transactions are written out (isolation_level=None); threads are kept apart by the locks of the store.
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KILOBYTES}")
     return connection
 
 
@@ -336,15 +337,31 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             hint="keep the memory on a local disk: memory.path",
         )
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     while _schema_version(connection) < len(MIGRATIONS):
         with _transaction(connection, "BEGIN IMMEDIATE"):
             # Read again under the lock: another process may have migrated meanwhile.
             version = _schema_version(connection)
             if version < len(MIGRATIONS):
+                if version:
+                    _back_up(path, version)
                 _migrate(connection, version)
     # A newer MIA may have got in between.
     _refuse_strangers(connection, path)
+
+
+def _back_up(path: Path, version: int) -> None:
+    """Copy the store as it is beside it. Called while we hold the write lock, so that nobody migrates meanwhile."""
+    backup = backup_name(path, version)
+    unfinished = backup.with_name(f"{backup.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    source, target = _connect(path), _connect(unfinished)
+    try:
+        source.backup(target)
+    finally:
+        source.close()
+        target.close()
+    os.replace(unfinished, backup)
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
@@ -407,67 +424,22 @@ def _schema_version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-# ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── conditions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _space(connection: sqlite3.Connection) -> str:
-    row = connection.execute("SELECT value FROM meta WHERE name = 'space'").fetchone()
-    return str(row[0]) if row else ""
+def _below(scope: str | None) -> tuple[str, tuple[object, ...]]:
+    """The condition for a scope and all below it, and its values."""
+    if scope is None:
+        return "TRUE", ()
+    scope = storable(scope)
+    # "0" follows "/" in the order of letters: everything that begins with "scope/" lies between the two.
+    return "(scope = ? OR (scope >= ? AND scope < ?))", (scope, f"{scope}/", f"{scope}0")
 
 
-def _revision(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()[0])
+def _within(scope: str | None, states: Collection[MemoryState]) -> tuple[str, tuple[object, ...]]:
+    where, values = _below(scope)
+    return f"{where} AND state IN {LIST}", (*values, json_list(state.value for state in states))
 
 
-def _changes(connection: sqlite3.Connection, scope: str, since: int) -> Changes:
-    # The revision first: rows committed between the two statements are then handed out twice, never missed.
-    revision = _revision(connection)
-    if revision == since:
-        return Changes(revision, ())
-    rows = connection.execute(
-        "SELECT memories.id, kind, judgement, category, uses, wins, created_at, replaced_by IS NOT NULL AS replaced, "
-        "vectors.question, vectors.caption FROM memories JOIN vectors USING (sequence) "
-        "WHERE scope = ? AND revision > ? ORDER BY sequence",
-        (storable(scope), since),
-    )
-    return Changes(revision, tuple(_vector_row(row) for row in rows))
-
-
-def _absorbed(connection: sqlite3.Connection, episode_ids: Collection[str]) -> frozenset[str]:
-    rows = connection.execute(f"SELECT id FROM episodes WHERE absorbed AND id IN {_LIST}", (_json_list(episode_ids),))
-    return frozenset(row["id"] for row in rows)
-
-
-def _memory(row: sqlite3.Row) -> Memory:
-    fields = dict(row)
-    fields["reviews"] = json.loads(fields["reviews"])
-    fields["provenance"] = Provenance.model_validate_json(fields["provenance"])
-    return Memory.model_validate(fields)
-
-
-def _vector_row(row: sqlite3.Row) -> VectorRow:
-    return VectorRow(
-        id=row["id"],
-        kind=MemoryKind(row["kind"]),
-        correct=row["judgement"] == "correct",
-        category=row["category"],
-        uses=row["uses"],
-        wins=row["wins"],
-        created_at=row["created_at"],
-        replaced=bool(row["replaced"]),
-        question=_vector(row["question"]),
-        caption=None if row["caption"] is None else _vector(row["caption"]),
-    )
-
-
-def _blob(vector: Vectors) -> bytes:
-    return vector.astype("<f4").tobytes()
-
-
-def _vector(blob: bytes) -> Vectors:
-    return numpy.frombuffer(blob, dtype="<f4").astype(numpy.float32, copy=False)
-
-
-def _json_list(values: Collection[str]) -> str:
-    """The value for `_LIST`."""
-    return json.dumps([storable(value) for value in values])
+def _change(row: Mapping[str, Any]) -> Change:
+    return Change(**{**row, "before": json.loads(row["before"]), "after": json.loads(row["after"])})

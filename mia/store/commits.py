@@ -1,0 +1,117 @@
+"""Group commit: what several threads want to write at once goes to the disk with one commit.
+
+A commit costs as much for eight pieces of work as for one: it waits for the disk. So each thread puts its work in a
+line; the one at its head leads: it takes all that waits, runs it in one transaction, commits for all, wakes them, and
+hands the lead to the next in line. Each caller gets its own result or its own error, and none returns before the
+commit: if a piece raises, all are rolled back and run again one by one, so a piece of work may run twice. Where there
+were several writers a moment ago, the leader gives them a fraction of a commit's time to come with their next piece; a
+thread that is alone waits for nobody.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+W = TypeVar("W")
+
+MOST = 64
+"""Pieces in one commit."""
+GATHERING_SECONDS = 0.0002
+"""How long a leader waits for those who wrote beside it last time."""
+
+
+class _Piece(Generic[W, T]):
+    """One thread's work, and what came of it."""
+
+    def __init__(self, work: Callable[[W], T]) -> None:
+        self.work = work
+        self.turn = threading.Lock()
+        """Released when the piece is done, or is to lead."""
+        self.turn.acquire()
+        self.done = False
+        self.result: T
+        self.error: BaseException | None = None
+
+    def outcome(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class Commits(Generic[W]):
+    """The line of writers before one connection.
+
+    `transaction` opens the transaction, commits it when its body ends, and rolls back when the body raises; it yields
+    what the pieces are handed.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, transaction: Callable[[], AbstractContextManager[W]]) -> None:
+        self._connection = connection
+        self._transaction = transaction
+        self._line: list[_Piece[W, object]] = []
+        self._led = False
+        self._guard = threading.Lock()
+        """Over the line and who leads it."""
+        self._writers = 1
+        """How many wrote at once lately."""
+        self._gathered = threading.Event()
+        self.writing = threading.Lock()
+        """Held while anything is written."""
+
+    def run(self, work: Callable[[W], T]) -> T:
+        """Run the work and commit it, perhaps together with others'. Raises what the work raises, or what the commit
+        raises; the work has then left no trace."""
+        piece: _Piece[W, T] = _Piece(work)
+        with self._guard:
+            self._line.append(piece)  # type: ignore[arg-type]
+            leads = not self._led
+            self._led = True
+            if len(self._line) >= self._writers:
+                self._gathered.set()
+        if not leads:
+            piece.turn.acquire()
+        if not piece.done:
+            self._lead()
+        return piece.outcome()
+
+    def _lead(self) -> None:
+        """Commit a batch in which our own piece is first, and hand the lead on."""
+        if self._writers > 1:
+            self._gathered.wait(GATHERING_SECONDS)
+        with self._guard:
+            batch, self._line = self._line[:MOST], self._line[MOST:]
+            self._writers = max(len(batch), self._writers - 1)
+            self._gathered.clear()
+        try:
+            with self.writing:
+                self._commit(batch)
+        finally:
+            with self._guard:
+                # After Ctrl-C in the middle the others are not done: they go back, and one of them leads.
+                self._line = [piece for piece in batch[1:] if not piece.done] + self._line
+                self._led = bool(self._line)
+                if self._led:
+                    self._line[0].turn.release()
+            for piece in batch[1:]:
+                if piece.done:
+                    piece.turn.release()
+
+    def _commit(self, batch: list[_Piece[W, object]]) -> None:
+        """Run the pieces and commit; if one of them raises, each in a transaction of its own."""
+        try:
+            with self._transaction() as writing:
+                for piece in batch:
+                    piece.result = piece.work(writing)
+        except Exception as error:  # noqa: BLE001 - its caller raises it again
+            if len(batch) == 1:
+                batch[0].error = error
+            else:
+                for piece in batch:
+                    self._commit([piece])
+        for piece in batch:
+            piece.done = True
