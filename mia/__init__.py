@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mia.config import Config, load_config
     from mia.episode import absorb, answer, ask, live
     from mia.errors import MiaError
+    from mia.memory.opened import OpenMemory, open_memory
     from mia.models.ledger import Budget, Ledger
     from mia.team import Team, build_team
     from mia.types import Episode, Image, Memory, Question, Recall, Task, Verdict
@@ -32,6 +33,7 @@ _HOMES = {
     "Ledger": "mia.models.ledger",
     "Memory": "mia.types",
     "MiaError": "mia.errors",
+    "OpenMemory": "mia.memory.opened",
     "Question": "mia.types",
     "Recall": "mia.types",
     "Task": "mia.types",
@@ -43,6 +45,7 @@ _HOMES = {
     "build_team": "mia.team",
     "live": "mia.episode",
     "load_config": "mia.config",
+    "open_memory": "mia.memory.opened",
 }
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "Ledger",
     "Memory",
     "MiaError",
+    "OpenMemory",
     "Question",
     "Recall",
     "Task",
@@ -64,6 +68,7 @@ __all__ = [
     "build_team",
     "live",
     "load_config",
+    "open_memory",
 ]
 
 

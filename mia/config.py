@@ -229,6 +229,9 @@ class MemorySettings(Section):
     """Let the Manager's model sort questions into categories, and recall within one."""
     frozen: bool = False
     """Recall, and write nothing."""
+    replace_below: float = Field(default=1.0, ge=0, le=1)
+    """A memory that wins as often as this gives way to no near-duplicate (the paper's test-time learning: 0.7); 1: the
+    win rate does not matter."""
     redact: Literal["secrets", "personal", "off"] = "secrets"
     """What is blacked out before anything is stored: keys and tokens; with "personal" also mail addresses, telephone
     and card numbers."""

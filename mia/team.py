@@ -46,6 +46,17 @@ class Archive(Protocol):
 
 
 @dataclass(frozen=True)
+class _StoreArchive:
+    """Keeps episodes of one scope."""
+
+    store: MemoryStore
+    scope: str
+
+    def save_episode(self, episode: Episode) -> None:
+        self.store.save_episode(episode, scope=self.scope)
+
+
+@dataclass(frozen=True)
 class Team:
     """Who answers. Every part may be missing but the Executor, and every part may be another."""
 
@@ -110,8 +121,9 @@ def build_team(
         store = _open_store(config, resources)
         if config.memory.enabled:
             memory = _build_memory(config, store, models)
+            resources.push_async_callback(memory.close)
         if not config.memory.enabled or config.memory.frozen:
-            archive = store
+            archive = _StoreArchive(store, config.memory.scope)
     planner = Planner(models.planner, cold_start=models.cold_start, best_of=config.line.best_of)
     native = config.models.of(Role.EXECUTOR).protocol == "native"
     return Team(
@@ -160,7 +172,7 @@ def _build_engine(config: Config) -> SearchEngine:
 def _open_store(config: Config, resources: AsyncExitStack) -> MemoryStore:
     from mia.store import open_store
 
-    store = open_store(config.store_path)
+    store = open_store(config.store_path, redact=config.memory.redact)
     resources.callback(store.close)
     return store
 
@@ -176,6 +188,6 @@ def _build_memory(config: Config, store: MemoryStore, models: Models) -> MemoryS
         raise StoreError(
             f"the memory '{store.location}' was made with the embedder '{maker}', and memory.embedder is "
             f"'{config.memory.embedder}'.",
-            hint=f'memory.embedder = "{maker}" (or "auto"), or another file with memory.path',
+            hint=f'memory.embedder = "{maker}" (or "auto"); or `mia memory reembed` to change the embedder',
         )
     return MemoryManager(store, memory_embedder(config, space), config.memory, models.manager)

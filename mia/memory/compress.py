@@ -36,7 +36,9 @@ CATEGORIES = (
     "property",
     "others",
 )
-"""What a question may ask for; "others" stands for unknown too."""
+"""What a question may ask for."""
+OTHERS = "others"
+"""The category that stands for unknown too."""
 WORDS = 300
 """Asked for."""
 MOST_WORDS = 400
@@ -62,6 +64,17 @@ class Compressed:
 
     workflow: str
     by: str
+    error: str = ""
+    """Why rules wrote it although there is a model."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """One of `CATEGORIES`."""
+
+    name: str
+    error: str = ""
+    """Why it is "others" although there is a model that was to name it."""
 
 
 class Compressor:
@@ -70,6 +83,10 @@ class Compressor:
     def __init__(self, model: ChatModel | None = None, *, categories: bool = False) -> None:
         self._model = model
         self._categories = categories
+
+    @property
+    def has_model(self) -> bool:
+        return self._model is not None
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -83,17 +100,18 @@ class Compressor:
         """The workflow of an episode's attempts."""
         if self._model is not None:
             try:
-                workflow = await self._ask_for_workflow(self._model, episode, ledger)
-            except (ModelError, BudgetExceeded):
-                workflow = ""
+                workflow, error = await self._ask_for_workflow(self._model, episode, ledger)
+            except (ModelError, BudgetExceeded) as failure:
+                workflow, error = "", failure.got
             if workflow:
                 return Compressed(workflow, self._model.name)
+            return Compressed(compress_by_rules(episode), RULES, error)
         return Compressed(compress_by_rules(episode), RULES)
 
-    async def categorise(self, question: Question, ledger: Ledger) -> str:
+    async def categorise(self, question: Question, ledger: Ledger) -> Category:
         """One of `CATEGORIES`: "others" where categories are off, no model is there, or it says nothing usable."""
         if self._model is None or not self._categories:
-            return "others"
+            return Category(OTHERS)
         request = _CATEGORISE.fill(
             question=_question(question), caption=_caption(question), categories=", ".join(CATEGORIES)
         )
@@ -107,27 +125,29 @@ class Compressor:
         try:
             reply = await self._ask(self._model, messages, "categorise", ledger, json_schema=schema)
             category = json.loads(_said(reply.text))["category"]
-        except (ModelError, BudgetExceeded, ValueError, TypeError, KeyError):
-            return "others"
-        return category if category in CATEGORIES else "others"
+        except (ModelError, BudgetExceeded) as failure:
+            return Category(OTHERS, failure.got)
+        except (ValueError, TypeError, KeyError):
+            category = None
+        return Category(category) if category in CATEGORIES else Category(OTHERS, "the model named no category")
 
-    async def _ask_for_workflow(self, model: ChatModel, episode: Episode, ledger: Ledger) -> str:
-        """A workflow that holds, or nothing after two tries. Raises ModelError, BudgetExceeded."""
-        request = _fitting_request(model, episode)
+    async def _ask_for_workflow(self, model: ChatModel, episode: Episode, ledger: Ledger) -> tuple[str, str]:
+        """A workflow that holds, or nothing after two tries, and why. Raises ModelError, BudgetExceeded."""
+        request, problem = _fitting_request(model, episode), ""
         messages: tuple[Message, ...] = (Message(role="user", content=request),)
         for _ in range(2):
             reply = await self._ask(model, messages, "compress", ledger)
             workflow = read_workflow(reply.text)
             problem = "it was cut off" if reply.finish_reason == "length" else problem_with(workflow)
             if not problem:
-                return workflow
+                return workflow, ""
             again = _AGAIN.fill(problem=problem, words=str(WORDS))
             messages = (
                 *messages,
                 Message(role="assistant", content=reply.text),
                 Message(role="user", content=again),
             )
-        return ""
+        return "", f"what the model wrote is no workflow: {problem}"
 
     async def _ask(
         self,

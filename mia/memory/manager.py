@@ -12,69 +12,31 @@ stay with it, out of sight, for late credit.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
-
-import numpy
 
 from mia.config import MemorySettings
 from mia.embeddings.base import Embedder
-from mia.errors import ConfigError, ModelError, RecordError, StoreError
+from mia.errors import ConfigError, ModelError, RecordError
 from mia.events import StageFinished
-from mia.memory import present, score
-from mia.memory.bank import Bank, Shelf
-from mia.memory.compress import CATEGORIES, Compressor
+from mia.memory import guard
+from mia.memory.compress import CATEGORIES, OTHERS, Compressor
+from mia.memory.lessons import Lesson, Lessons, Origin, is_judged, store_lessons
+from mia.memory.questions import Vectorizer
+from mia.memory.recalling import Found, Recaller
+from mia.memory.retrying import Retried, Retrier, delay, due
 from mia.models.base import ChatModel
 from mia.models.ledger import Ledger
-from mia.store.base import MemoryStore, MemoryVectors, Writing, storable
-from mia.types import (
-    Episode,
-    Memory,
-    MemoryKind,
-    Outcome,
-    Provenance,
-    Question,
-    Recall,
-    RecalledMemory,
-    StopReason,
-    Verdict,
-    new_id,
-)
+from mia.redaction import Redactor
+from mia.scope import lineage
+from mia.store.base import MemoryStore, Task, Waiting, Writing, storable
+from mia.types import Episode, Memory, MemoryKind, MemoryState, Outcome, Question, Recall, Verdict
 
-NEAR_DUPLICATE = 0.9999
-"""Similarity from which two questions of the same words count as the same."""
-PLAN_PAIRS = 2
-"""Plan pairs that a recall shows at most."""
-
-# An embedder reads the first few hundred words; a text of ten megabytes is not to keep it busy for minutes.
-_EMBEDDED_CHARACTERS = 8_000
-# An execution that ended so, without an answer, says nothing about the path.
-_BROKEN_OFF = (StopReason.MODEL_FAILED, StopReason.UNREACHABLE, StopReason.BUDGET, StopReason.RUN_BUDGET)
-
-_WORD = re.compile(r"\w+")
+RETRIED = 2
+"""Entries of the queue that are worked off after an episode, as long as the model answers."""
 
 Judgement = Literal["correct", "incorrect"]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A memory that a user searched for, and how similar its question is."""
-
-    memory: Memory
-    similarity: float
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """A memory about to be stored."""
-
-    memory: Memory
-    vectors: MemoryVectors
-    within_judgement: bool = False
-    """Look for near-duplicates of the same judgement only, so that a question's negative survives its positive."""
 
 
 class MemoryManager:
@@ -84,11 +46,18 @@ class MemoryManager:
         self, store: MemoryStore, embedder: Embedder, settings: MemorySettings, model: ChatModel | None = None
     ) -> None:
         self._store = store
-        self._embedder = embedder
         self._settings = settings
-        self._weights = score.Weights(settings.similarity_weight, settings.value_weight, settings.frequency_weight)
+        self._redactor = Redactor(settings.redact)
         self._compressor = Compressor(model, categories=settings.categories)
-        self._bank = Bank(settings.scope)
+        self._vectorizer = Vectorizer(store, embedder)
+        self._lessons = Lessons(self._compressor, settings)
+        self._recaller = Recaller(store, settings)
+        self._retrier = Retrier(store, settings, self._compressor, self._lessons, self._vectorizer)
+
+    @property
+    def store(self) -> MemoryStore:
+        """Where it all is: audit, queue, statistics, forgetting, export."""
+        return self._store
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -105,47 +74,28 @@ class MemoryManager:
         skip: frozenset[str] = frozenset(),
         ledger: Ledger | None = None,
     ) -> Recall:
-        """The few past workflows that matter, or the most similar plan pairs. Raises StoreError.
+        """The few past workflows that matter, or the most similar plan pairs. Raises StoreError, ModelError (the
+        embedder's).
 
         With categories on and a ledger, memories of other categories are left out; "others" goes with all.
         """
         begun = time.perf_counter()
-        category = await self._compressor.categorise(question, ledger) if ledger is not None else "others"
+        category = (await self._compressor.categorise(question, ledger)).name if ledger is not None else OTHERS
         recall = await asyncio.to_thread(self._recall, question, kind, skip, category)
         return recall.evolve(seconds=time.perf_counter() - begun)
 
     async def remember(self, group: Sequence[Episode], ledger: Ledger) -> tuple[Memory, ...]:
         """Compress and store the episodes of one question; idempotent by episode id. Raises StoreError.
 
-        Of several episodes the shortest correct one and the first incorrect one are kept, and their plans as a pair
-        where there are both. Unjudged episodes, and those that broke off before an answer, give no memory. While the
-        embedder cannot be asked they are only kept, and a later call for the same episodes makes their memories.
+        What becomes of them is told in `lessons.py`. While the embedder cannot be asked they are only kept, and wait in
+        the queue; so does what the model could not write. Returns what is in sight because of them.
         """
         if len({episode.question.id for episode in group}) > 1:
             raise ValueError("a group holds the episodes of one question")
         if self._settings.frozen or not group:
             return ()
+        await self._remember([group], ledger, origin="episode")
         ids = [episode.id for episode in group]
-        done = await asyncio.to_thread(self._store.absorbed, ids)
-        fresh = [episode for episode in group if episode.id not in done]
-        if fresh:
-            # Kept first: a lesson needs a model and an embedder, and may come later or never.
-            await asyncio.to_thread(self._store.transaction, lambda writing: _save(writing, fresh, absorbed=False))
-            begun = time.perf_counter()
-            try:
-                lessons = await self._draw_lessons(fresh, ledger)
-            except ModelError as error:
-                ledger.on_event(
-                    StageFinished(
-                        question_id=ledger.question_id,
-                        stage="remember",
-                        seconds=time.perf_counter() - begun,
-                        summary=f"kept, and not yet learnt from: {error.got}",
-                        ok=False,
-                    )
-                )
-                return ()
-            await asyncio.to_thread(self._store.transaction, lambda writing: self._absorb(writing, fresh, lessons))
         return await asyncio.to_thread(self._store.memories_of, ids)
 
     async def credit(self, group: str, shown: frozenset[str], verdict: Verdict) -> int:
@@ -155,14 +105,29 @@ class MemoryManager:
         """
         if self._settings.frozen or verdict.outcome is Outcome.UNJUDGED:
             return 0
-        scope = self._settings.scope
+        scopes = lineage(self._settings.scope)
         return await asyncio.to_thread(
-            self._store.transaction, lambda writing: writing.credit(scope, group, shown, verdict)
+            self._store.transaction, lambda writing: writing.credit(scopes, group, shown, verdict)
         )
 
     async def close(self) -> None:
-        """Close the store."""
-        await asyncio.to_thread(self._store.close)
+        """Keep the caches and close the store."""
+        await asyncio.to_thread(self.close_now)
+
+    # ── many at once, and what was left over ──────────────────────────────────────────────────────────────────────
+
+    async def remember_many(
+        self, groups: Sequence[Sequence[Episode]], ledger: Ledger, *, origin: Origin = "episode"
+    ) -> int:
+        """Like `remember` for many groups of episodes: embedded together, and stored in one transaction. Returns how
+        many memories the store holds now for them. Raises StoreError, ConfigError (frozen)."""
+        self._refuse_frozen()
+        return await self._remember(groups, ledger, origin=origin)
+
+    async def retry(self, ledger: Ledger, *, on_progress: Callable[[int, int], None] | None = None) -> Retried:
+        """Work off the whole queue of the scope, due or not. Raises StoreError, ConfigError (frozen)."""
+        self._refuse_frozen()
+        return await self._retrier.retry(await self._queue(), ledger, on_progress)
 
     # ── for people ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -173,42 +138,38 @@ class MemoryManager:
         judgement: Judgement,
         *,
         caption: str = "",
-        category: str = "others",
+        category: str = OTHERS,
         plan: str = "",
     ) -> Memory:
         """Store what a user knows. Returns what the store now holds for it: an older near-duplicate, if the rules keep
-        that one. Raises RecordError, ConfigError (frozen), StoreError."""
-        if self._settings.frozen:
-            raise ConfigError(
-                "the memory is frozen: it recalls, and takes nothing in.", hint="set memory.frozen = false"
-            )
-        question, workflow = storable(question).strip(), storable(workflow).strip()
+        that one. Raises RecordError, ConfigError (frozen), StoreError, ModelError (the embedder's)."""
+        self._refuse_frozen()
+        question, workflow, caption, plan = (
+            self._redactor(storable(text).strip()) for text in (question, workflow, caption, plan)
+        )
         if not question or not workflow:
             raise RecordError(f"a memory without a {'workflow' if question else 'question'}.", wanted="some text")
         if judgement not in ("correct", "incorrect"):
             raise RecordError(f"no judgement: '{judgement}'.", wanted="correct or incorrect")
         if category not in CATEGORIES:
             raise RecordError(f"no category: '{category}'.", wanted=", ".join(CATEGORIES))
-        now = time.time()
-        memory = Memory(
-            id=new_id("mem"),
-            scope=self._settings.scope,
-            question=question,
-            caption=storable(caption).strip(),
+        if junk := guard.junk(question, workflow):
+            raise RecordError(f"this is no workflow: {junk}.", wanted="what was tried and found, step by step")
+        lesson = self._lessons.by_hand(
+            question,
+            workflow,
+            judgement,
+            self._vectorizer.vectors(question, caption),
+            caption=caption,
             category=category,
-            workflow=workflow,
-            plan=storable(plan).strip(),
-            judgement=judgement,
-            provenance=Provenance(origin="user"),
-            created_at=now,
-            updated_at=now,
+            plan=plan,
         )
-        lesson = _Lesson(memory, self._embed(memory.question, memory.caption))
-        (id,) = self._store.transaction(lambda writing: self._store_lessons(writing, [lesson]))
+        (id,) = self._store.transaction(lambda writing: self._keep(writing, [lesson]))
+        self._make_room()
         return self._store.memories([id])[id]
 
     def list(self, *, limit: int = 50, offset: int = 0) -> tuple[Memory, ...]:
-        """What is in sight, newest first. Raises StoreError."""
+        """What is in sight in the scope and below it, newest first. Raises StoreError."""
         return self._store.list_memories(self._settings.scope, limit=limit, offset=offset)
 
     def show(self, reference: str) -> Memory:
@@ -217,212 +178,165 @@ class MemoryManager:
 
     def search(self, text: str, *, k: int = 10) -> tuple[Found, ...]:
         """The k workflows whose questions are most similar to a text, whatever their judgement, with no floor.
-        Raises StoreError."""
-        if not self._store.space():
+        Raises StoreError, ModelError (the embedder's)."""
+        if not self._store.space() or not text.strip():
             return ()
-        vectors = self._embed(storable(text), "")
-        scored: list[tuple[float, str]] = []
-        for captioned in (False, True):
-            with self._bank.shelf(self._store, MemoryKind.WORKFLOW, captioned=captioned) as shelf:
-                similarities = shelf.similarities(vectors.question, None)
-                scored += zip((-similarities).tolist(), shelf.ids, strict=True)
-        best = sorted(scored)[:k]
-        memories = self._store.memories([id for _, id in best])
-        return tuple(Found(memories[id], -distance) for distance, id in best)
+        return self._recaller.search(self._vectorizer.vectors(storable(text)), k)
 
-    # ── recall ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def forget(self, ids: Iterable[str], *, reason: str = "") -> tuple[str, ...]:
+        """Put memories out of sight; `restore` undoes it. Returns the ids of those that it changed. Raises StoreError,
+        ConfigError (frozen)."""
+        return self._set_state(ids, MemoryState.FORGOTTEN, "forget", reason)
+
+    def quarantine(self, ids: Iterable[str], *, reason: str = "") -> tuple[str, ...]:
+        """Put memories out of sight until somebody has looked at them; `restore` undoes it. Like `forget`."""
+        return self._set_state(ids, MemoryState.QUARANTINED, "quarantine", reason)
+
+    def restore(self, ids: Iterable[str], *, reason: str = "") -> tuple[str, ...]:
+        """Bring forgotten, quarantined, replaced or expired memories back into sight. Like `forget`."""
+        ids = tuple(ids)
+        restored = self._set_state(ids, MemoryState.ACTIVE, "restore", reason)
+        now = time.time()
+        expired = [id for id, memory in self._store.memories(ids).items() if memory.expired(now)]
+        if expired:
+            self._store.transaction(lambda writing: writing.set_expiry(expired, None, reason=reason))
+        return tuple(dict.fromkeys((*restored, *expired)))
+
+    def expire(self, ids: Iterable[str], at: float | None, *, reason: str = "") -> tuple[str, ...]:
+        """Let memories run out at a time (seconds since the epoch; None: never). Like `forget`."""
+        self._refuse_frozen()
+        chosen = tuple(ids)
+        return self._store.transaction(lambda writing: writing.set_expiry(chosen, at, reason=reason))
+
+    def close_now(self) -> None:
+        """`close`, for callers that are not async."""
+        try:
+            self._recaller.close()
+        finally:
+            self._store.close()
+
+    # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _recall(self, question: Question, kind: MemoryKind, skip: frozenset[str], category: str) -> Recall:
-        pairs = kind is MemoryKind.PLAN_PAIR
-        wanted = PLAN_PAIRS if pairs else self._settings.k_positive + self._settings.k_negative
         if not self._store.space():
             # Nothing is stored: the embedder, which may take seconds to load, is left alone.
-            return Recall(kind=kind, wanted=wanted)
-        vectors = self._embed(storable(question.text), storable(question.caption))
-        with self._bank.shelf(self._store, kind, captioned=vectors.caption is not None) as shelf:
-            considered, ranked = self._rank(shelf, vectors, pairs, skip, category)
-        memories = self._store.memories([recalled.memory_id for recalled in ranked])
-        ranked = [recalled.evolve(question=memories[recalled.memory_id].question) for recalled in ranked]
-        shown = [recalled for recalled in ranked if not recalled.passed_over]
-        texts = [memories[recalled.memory_id] for recalled in shown]
-        return Recall(
-            kind=kind,
-            for_planner=present.for_planner(texts),
-            for_executor=present.for_executor(texts),
-            shown=tuple(shown),
-            passed_over=tuple(recalled for recalled in ranked if recalled.passed_over),
-            considered=considered,
-            wanted=wanted,
-        )
+            return Recall(kind=kind, wanted=self._recaller.wanted(kind))
+        # As it would be stored: a blacked out key makes two questions no less alike.
+        text, caption = self._redactor(storable(question.text)), self._redactor(storable(question.caption))
+        vectors = self._vectorizer.vectors(text, caption)
+        return self._recaller.recall(vectors, kind=kind, skip=skip, category=category)
 
-    def _rank(
-        self, shelf: Shelf, vectors: MemoryVectors, pairs: bool, skip: frozenset[str], category: str
-    ) -> tuple[int, Sequence[RecalledMemory]]:
-        """How many were considered, and the ranked ones, still without their questions."""
-        similarities = shelf.similarities(vectors.question, vectors.caption)
-        columns, ids = shelf.columns, shelf.ids
-        if category != "others":
-            own = numpy.flatnonzero(numpy.isin(columns["category"], [category, "others"]))
-            similarities, columns, ids = similarities[own], columns[own], [ids[index] for index in own]
-        candidates = score.Candidates(ids, columns["correct"], columns["created_at"], similarities)
-        if pairs:
-            scores = score.score_by_similarity(candidates)
-            sizes = [(True, PLAN_PAIRS)]
-        else:
-            scores = score.score(candidates, columns["uses"], columns["wins"], self._weights)
-            sizes = [(True, self._settings.k_positive), (False, self._settings.k_negative)]
-        ranked = [
-            RecalledMemory(
-                memory_id=ids[place.index],
-                judgement="correct" if correct else "incorrect",
-                question="",
-                rank=place.rank,
-                score=float(scores.total[place.index]),
-                parts={name: float(values[place.index]) for name, values in scores.parts.items()},
-                passed_over=place.passed_over,
-            )
-            for correct, k in sizes
-            for place in score.select(candidates, scores, correct=correct, k=k, floor=self._settings.floor, skip=skip)
-        ]
-        return len(candidates), ranked
-
-    # ── remember ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _draw_lessons(self, episodes: Sequence[Episode], ledger: Ledger) -> Sequence[_Lesson]:
-        """What is worth storing of a group; the model and the embedder are asked here, before any lock is taken."""
-        telling = [episode for episode in episodes if _is_telling(episode)]
-        right = [episode for episode in telling if _is_correct(episode)]
-        wrong = [episode for episode in telling if not _is_correct(episode)]
-        # Of the right ones the shortest path; `min` takes the first of equals.
-        chosen = [min(right, key=lambda episode: len(episode.steps))] if right else []
-        chosen += wrong[:1]
-        if not chosen:
-            return []
-        question = chosen[0].question
-        vectors = await asyncio.to_thread(self._embed, storable(question.text), storable(question.caption))
-        category = await self._compressor.categorise(question, ledger)
-        both = len(chosen) == 2
-        lessons = []
-        for episode in chosen:
-            compressed = await self._compressor.compress(episode, ledger)
-            memory = self._memory(episode, category, workflow=compressed.workflow, by=compressed.by)
-            lessons.append(_Lesson(memory, vectors, within_judgement=both))
-        if both:
-            good, bad = (lesson.memory.plan for lesson in lessons)
-            if good and bad and good != bad:
-                lessons.append(_Lesson(self._memory(chosen[0], category, incorrect_plan=bad), vectors))
-        return lessons
-
-    def _memory(
-        self, episode: Episode, category: str, *, workflow: str = "", by: str = "", incorrect_plan: str = ""
-    ) -> Memory:
-        """The memory of an episode: a workflow, or with `incorrect_plan` a plan pair."""
-        now = time.time()
-        assert episode.verdict is not None
-        return Memory(
-            id=new_id("mem"),
-            scope=self._settings.scope,
-            kind=MemoryKind.PLAN_PAIR if incorrect_plan else MemoryKind.WORKFLOW,
-            question=episode.question.text,
-            caption=episode.question.caption,
-            category=category,
-            workflow=workflow,
-            plan=_followed_plan(episode),
-            incorrect_plan=incorrect_plan,
-            judgement="correct" if _is_correct(episode) else "incorrect",
-            reviews=() if incorrect_plan else episode.verdict.reviews,
-            provenance=Provenance(
-                episode_id=episode.id,
-                leaned_on=tuple(shown.memory_id for shown in episode.recall.shown) if episode.recall else (),
-                compressed_by=by,
-            ),
-            created_at=now,
-            updated_at=now,
-        )
-
-    def _absorb(self, writing: Writing, episodes: Sequence[Episode], lessons: Sequence[_Lesson]) -> None:
-        """The whole group in one transaction. What another process absorbed since we looked is left as it is."""
-        done = writing.absorbed([episode.id for episode in episodes])
-        self._store_lessons(writing, [one for one in lessons if one.memory.provenance.episode_id not in done])
-        for episode in episodes:
-            writing.save_episode(episode, absorbed=_is_judged(episode))
-
-    def _store_lessons(self, writing: Writing, lessons: Sequence[_Lesson]) -> Sequence[str]:
-        """Insert each, replacing or keeping its near-duplicate; the ids of what the store now holds for each."""
-        # All decisions before the first write: the bank must see committed rows only, or a rollback would leave ghosts.
-        duplicates = [self._near_duplicate(writing, lesson) for lesson in lessons]
-        held = []
-        for lesson, duplicate in zip(lessons, duplicates, strict=True):
-            if duplicate is not None and not _gives_way(duplicate, lesson.memory):
-                held.append(duplicate.id)
-                continue
-            writing.insert(lesson.memory, lesson.vectors, replaces=duplicate.id if duplicate else "")
-            held.append(lesson.memory.id)
+    async def _remember(self, groups: Sequence[Sequence[Episode]], ledger: Ledger, *, origin: Origin) -> int:
+        """How many memories are held for the groups."""
+        begun = time.perf_counter()
+        ids = [episode.id for group in groups for episode in group]
+        done = await asyncio.to_thread(self._store.absorbed, ids)
+        fresh = [[self._redactor.model(one) for one in group if one.id not in done] for group in groups]
+        fresh = [group for group in fresh if group]
+        if not fresh:
+            return 0
+        # Kept first: a lesson needs a model and an embedder, and may come later or never.
+        await asyncio.to_thread(self._store.transaction, lambda writing: self._save(writing, fresh))
+        try:
+            lessons = await self._draw(fresh, ledger, origin)
+        except ModelError as error:
+            trouble = error.got
+            await asyncio.to_thread(self._store.transaction, lambda writing: self._put_off(writing, fresh, trouble))
+            _tell(ledger, begun, f"kept, and not yet learnt from: {trouble}")
+            return 0
+        held = await asyncio.to_thread(self._store.transaction, lambda writing: self._absorb(writing, fresh, lessons))
+        for lesson in (lesson for group in lessons for lesson in group if lesson.suspicion):
+            _tell(ledger, begun, f"{lesson.memory.id} is quarantined: {lesson.suspicion}")
+        await asyncio.to_thread(self._make_room)
+        await self._work_off(ledger, lessons)
         return held
 
-    def _near_duplicate(self, writing: Writing, lesson: _Lesson) -> Memory | None:
-        """The memory that a new one would double: of its own judgement first, then, if asked for, of the other."""
-        memory, vectors = lesson.memory, lesson.vectors
-        with self._bank.shelf(writing, memory.kind, captioned=vectors.caption is not None) as shelf:
-            similarities = shelf.similarities(vectors.question, vectors.caption)
-            near = {
-                shelf.ids[index]: similarities[index] for index in numpy.flatnonzero(similarities >= NEAR_DUPLICATE)
-            }
-        # An embedder that is blind to the order of words, or to the end of a long text, calls different questions the
-        # same; so the words must agree too.
-        doubles = [
-            one for one in self._store.memories(near).values() if _words(one.question) == _words(memory.question)
+    async def _draw(
+        self, groups: Sequence[Sequence[Episode]], ledger: Ledger, origin: Origin
+    ) -> Sequence[Sequence[Lesson]]:
+        """The lessons of each group; model and embedder are asked here, before any lock is taken. Raises ModelError."""
+        questions = [self._lessons.question(group) for group in groups]
+        asked = [(storable(one.text), storable(one.caption)) for one in questions if one is not None]
+        vectors = iter(await asyncio.to_thread(self._vectorizer.many, asked)) if asked else iter(())
+        return [
+            await self._lessons.draw(group, next(vectors), ledger, origin=origin) if question is not None else ()
+            for group, question in zip(groups, questions, strict=True)
         ]
-        alike = [one for one in doubles if one.judgement == memory.judgement]
-        pool = alike if alike or lesson.within_judgement else doubles
-        return min(pool, key=lambda one: (-near[one.id], one.id), default=None)
 
-    def _embed(self, question: str, caption: str) -> MemoryVectors:
-        """The vectors of a question. Raises StoreError if the store holds those of another embedder."""
-        space, stored = self._embedder.space, self._store.space()
-        if stored and stored != space:
-            name = next((name for name in ("minilm", "hashing") if name in stored.lower()), "openai")
-            raise StoreError(
-                f"the memory '{self._store.location}' was made with the embedder '{stored}'; this one is '{space}'.",
-                wanted="the same embedder for all memories of a store: vectors of two cannot be compared",
-                hint=f"MIA_MEMORY__EMBEDDER={name}, or another file with memory.path",
+    def _save(self, writing: Writing, groups: Sequence[Sequence[Episode]]) -> None:
+        for episode in (episode for group in groups for episode in group):
+            writing.save_episode(episode, scope=self._settings.scope, absorbed=False)
+
+    def _put_off(self, writing: Writing, groups: Sequence[Sequence[Episode]], error: str) -> None:
+        for group in groups:
+            if self._lessons.question(group) is not None:
+                for episode in group:
+                    writing.enqueue(Task.REMEMBER, episode.id, scope=self._settings.scope, error=error, delay=delay(0))
+
+    def _absorb(
+        self, writing: Writing, groups: Sequence[Sequence[Episode]], lessons: Sequence[Sequence[Lesson]]
+    ) -> int:
+        """All groups in one transaction. What another process absorbed since we looked is left as it is."""
+        held = 0
+        for group, drawn in zip(groups, lessons, strict=True):
+            done = writing.absorbed([episode.id for episode in group])
+            drawn = [lesson for lesson in drawn if lesson.memory.provenance.episode_id not in done]
+            ids = self._keep(writing, drawn)
+            held += len(ids)
+            for episode in group:
+                made = [
+                    id
+                    for id, lesson in zip(ids, drawn, strict=True)
+                    if lesson.memory.provenance.episode_id == episode.id
+                ]
+                writing.save_episode(episode, scope=self._settings.scope, absorbed=is_judged(episode), lessons=made)
+            writing.dequeue(Task.REMEMBER, [episode.id for episode in group])
+        return held
+
+    def _keep(self, writing: Writing, lessons: Sequence[Lesson]) -> Sequence[str]:
+        return store_lessons(writing, lessons, replace_below=self._settings.replace_below)
+
+    def _make_room(self) -> None:
+        """Hold the scope to its quota."""
+        most, scope = self._settings.quota, self._settings.scope
+        if most and self._recaller.count() > most:
+            self._store.transaction(lambda writing: writing.evict(scope, most))
+
+    async def _work_off(self, ledger: Ledger, lessons: Sequence[Sequence[Lesson]]) -> None:
+        """A little of the queue after each episode, unless the model failed just now."""
+        if any(lesson.waiting for group in lessons for lesson in group):
+            return
+        entries = due(self._retrier.possible(await self._queue()), time.time())[:RETRIED]
+        if entries:
+            await self._retrier.retry(entries, ledger)
+
+    async def _queue(self) -> Sequence[Waiting]:
+        """Of exactly this scope: what is below belongs to others."""
+        scope = self._settings.scope
+        return [one for one in await asyncio.to_thread(self._store.queue, scope) if one.scope == scope]
+
+    def _set_state(self, ids: Iterable[str], state: MemoryState, action: str, reason: str) -> tuple[str, ...]:
+        self._refuse_frozen()
+        chosen = tuple(ids)
+        return self._store.transaction(
+            lambda writing: writing.set_state(chosen, state, action=action, reason=self._redactor(reason))
+        )
+
+    def _refuse_frozen(self) -> None:
+        if self._settings.frozen:
+            raise ConfigError(
+                "the memory is frozen: it recalls, and takes nothing in.", hint="set memory.frozen = false"
             )
-        texts = [question, caption] if caption else [question]
-        rows = score.unit_rows(self._embedder.embed([text[:_EMBEDDED_CHARACTERS] for text in texts]))
-        return MemoryVectors(space, rows[0], rows[1] if caption else None)
 
 
-def _words(text: str) -> Sequence[str]:
-    return _WORD.findall(text.casefold())
-
-
-def _gives_way(old: Memory, new: Memory) -> bool:
-    """Whether a near-duplicate is replaced. A plan pair is: the newer one shows the plans that are written now."""
-    if old.kind is MemoryKind.PLAN_PAIR or old.judgement == "incorrect":
-        return True
-    return new.judgement == "correct" and len(new.workflow) < len(old.workflow)
-
-
-def _is_judged(episode: Episode) -> bool:
-    return episode.verdict is not None and episode.verdict.outcome is not Outcome.UNJUDGED
-
-
-def _is_correct(episode: Episode) -> bool:
-    return episode.verdict is not None and episode.verdict.correct
-
-
-def _is_telling(episode: Episode) -> bool:
-    """Whether a memory can be made of it: judged, with a path that was not broken off from outside."""
-    broken_off = episode.stop is not None and episode.stop.reason in _BROKEN_OFF and episode.answer is None
-    return _is_judged(episode) and bool(episode.steps) and not broken_off
-
-
-def _followed_plan(episode: Episode) -> str:
-    """The plan of an episode with its supplementary ones."""
-    plans = [attempt.plan.text.strip() for attempt in episode.attempts if attempt.plan is not None]
-    return "\n\nSupplementary plan:\n".join(plans)
-
-
-def _save(writing: Writing, episodes: Sequence[Episode], *, absorbed: bool) -> None:
-    for episode in episodes:
-        writing.save_episode(episode, absorbed=absorbed)
+def _tell(ledger: Ledger, begun: float, summary: str) -> None:
+    """An event about what did not go as planned."""
+    ledger.on_event(
+        StageFinished(
+            question_id=ledger.question_id,
+            stage="remember",
+            seconds=time.perf_counter() - begun,
+            summary=summary,
+            ok=False,
+        )
+    )

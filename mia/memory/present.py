@@ -41,6 +41,9 @@ def _entry(memory: Memory, lines: Sequence[str]) -> str:
 
 def _workflow(memory: Memory) -> list[str]:
     lines = ["Workflow:", _harmless(memory.workflow, _TEXT_WORDS)]
+    if memory.provenance.leaned_on:
+        # Said, so that what memory repeats to itself is not taken for independent evidence.
+        lines.append("(Found with the help of earlier memories.)")
     if memory.reviews:
         lines.append("Reviews of its answer:")
         lines += [

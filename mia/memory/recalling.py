@@ -1,0 +1,236 @@
+"""From a question's vectors to the few memories that matter, each with the account of how it was chosen.
+
+    banks of the scope and the levels above it → pool (the nearest and the best-valued) → score → selection → texts
+
+Everything that a recall can say of itself later is written into the `Recall` here: parts, ranks, weights, floor, and
+who was passed over and why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy
+
+from mia.config import MemorySettings
+from mia.errors import StoreError
+from mia.memory import present, score
+from mia.memory.bank import Bank, Pool, Shelf
+from mia.memory.compress import OTHERS
+from mia.scope import lineage
+from mia.store.base import MemoryStore, MemoryVectors
+from mia.types import Memory, MemoryKind, MemoryState, Recall, RecalledMemory
+
+PLAN_PAIRS = 2
+"""Plan pairs that a recall shows at most."""
+NEAREST = 200
+"""Of each judgement, so many of the most similar are scored,"""
+VALUED = 50
+"""and so many of those that won most."""
+
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """A memory that a user searched for, and how similar its question is."""
+
+    memory: Memory
+    similarity: float
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A candidate after selection, still without its texts."""
+
+    sequence: int
+    correct: bool
+    ranked: score.Ranked
+    total: float
+    parts: dict[str, float]
+
+
+class Recaller:
+    """Searches the memories that one scope sees. Thread-safe."""
+
+    def __init__(self, store: MemoryStore, settings: MemorySettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._banks = [Bank(scope) for scope in lineage(settings.scope)]
+        self._form: score.Form = (
+            score.Paper()
+            if settings.score == "paper"
+            else score.Mia(
+                similarity=settings.similarity_weight,
+                value=settings.value_weight,
+                frequency=settings.frequency_weight,
+                recency=settings.recency_weight,
+                half_life=settings.recency_half_life,
+                floor=settings.floor,
+            )
+        )
+
+    def wanted(self, kind: MemoryKind) -> int:
+        """How many memories a recall shows at most."""
+        return PLAN_PAIRS if kind is MemoryKind.PLAN_PAIR else self._settings.k_positive + self._settings.k_negative
+
+    def recall(
+        self,
+        vectors: MemoryVectors,
+        *,
+        kind: MemoryKind = MemoryKind.WORKFLOW,
+        skip: Collection[str] = frozenset(),
+        category: str = OTHERS,
+    ) -> Recall:
+        """Raises StoreError."""
+        pairs = kind is MemoryKind.PLAN_PAIR
+        # The floor of workflows holds for pairs too; the paper knows none.
+        form = score.Pairs(floor=self._form.floor) if pairs else self._form
+        skipped = frozenset(self._store.numbers(skip).values()) if skip else frozenset()
+        for _ in range(_TRIES):
+            considered, chosen = self._choose(vectors, form, pairs, skipped, category)
+            shown = [one for one in chosen if not one.ranked.passed_over]
+            texts = self._store.numbered([one.sequence for one in shown])
+            names = self._store.named([one.sequence for one in chosen])
+            # Between choosing and reading, another process may have forgotten or purged one: choose again.
+            if len(names) == len(chosen) and all(
+                one.sequence in texts and texts[one.sequence].state is MemoryState.ACTIVE for one in shown
+            ):
+                break
+        else:
+            raise StoreError(
+                f"the memory '{self._store.location}' lacks the texts of memories that it lists.",
+                hint="mia memory check",
+            )
+        memories = [texts[one.sequence] for one in shown]
+        recalled = [_recalled(one, names, chosen) for one in chosen]
+        return Recall(
+            kind=kind,
+            for_planner=present.for_planner(memories),
+            for_executor=present.for_executor(memories),
+            shown=tuple(one for one in recalled if not one.passed_over),
+            passed_over=tuple(one for one in recalled if one.passed_over),
+            considered=considered,
+            form=form.name,
+            weights={name: weight for name, weight in form.weights.items() if weight},
+            floor=form.floor,
+            wanted=self.wanted(kind),
+        )
+
+    def search(self, vectors: MemoryVectors, k: int) -> tuple[Found, ...]:
+        """The k workflows whose questions are most similar, whatever their judgement, with no floor. Raises
+        StoreError."""
+        nearest: list[tuple[float, int]] = []
+        for bank in self._banks:
+            with bank.refreshed(self._store):
+                for captioned in (False, True):
+                    shelf = bank.shelf(pair=False, captioned=captioned)
+                    places, similarities = shelf.most_similar(vectors.question, k, now=time.time())
+                    nearest += zip((-similarities).tolist(), shelf.sequence[places].tolist(), strict=True)
+        best = sorted(nearest)[:k]
+        memories = self._store.numbered([sequence for _, sequence in best])
+        return tuple(Found(memories[sequence], -distance) for distance, sequence in best if sequence in memories)
+
+    def count(self) -> int:
+        """Memories of the scope itself that may be shown. Raises StoreError."""
+        with self._banks[0].refreshed(self._store):
+            return self._banks[0].eligible(time.time())
+
+    def close(self) -> None:
+        """Keep what was loaded for the next time, where that is worth it."""
+        for bank in self._banks:
+            bank.close(self._store)
+
+    def _choose(
+        self, vectors: MemoryVectors, form: score.Form, pairs: bool, skipped: frozenset[int], category: str
+    ) -> tuple[int, Sequence[_Chosen]]:
+        """How many were considered, and those shown and passed over."""
+        settings, now = self._settings, time.time()
+        query = vectors.question if vectors.caption is None else score.joined(vectors.question, vectors.caption)
+        with ExitStack() as held:
+            shelves: list[Shelf] = []
+            pools: list[Pool] = []
+            for bank in self._banks:
+                held.enter_context(bank.refreshed(self._store))
+                shelf = bank.shelf(pair=pairs, captioned=vectors.caption is not None)
+                shelves.append(shelf)
+                pools.append(
+                    shelf.pool(
+                        query,
+                        category=None if category == OTHERS else category,
+                        now=now,
+                        nearest=NEAREST,
+                        valued=0 if pairs else VALUED,
+                        # Min-max looks at the least similar too.
+                        exact=form.name == score.Paper.name,
+                    )
+                )
+            candidates = _gather(shelves, pools)
+            scores = form.scores(candidates, now=now)
+            origin = numpy.repeat(numpy.arange(len(pools)), [len(pool.places) for pool in pools])
+            places = numpy.concatenate([pool.places for pool in pools])
+
+            def alike(one: int, other: int) -> float:
+                left, right = shelves[origin[one]].vector(places[one]), shelves[origin[other]].vector(places[other])
+                return float(left @ right)
+
+            ranked = score.select(
+                candidates,
+                scores,
+                k_positive=PLAN_PAIRS if pairs else settings.k_positive,
+                k_negative=0 if pairs else settings.k_negative,
+                balance="fixed" if pairs else settings.balance,
+                floor=form.floor,
+                skip=skipped,
+                diversity=settings.diversity if form.name == score.Mia.name else None,
+                alike=alike,
+            )
+        chosen = [
+            _Chosen(
+                sequence=int(candidates.sequence[one.index]),
+                correct=bool(candidates.correct[one.index]),
+                ranked=one,
+                total=float(scores.total[one.index]),
+                parts={name: float(values[one.index]) for name, values in scores.parts.items()},
+            )
+            for one in ranked
+        ]
+        return sum(pool.considered for pool in pools), chosen
+
+
+def _gather(shelves: Sequence[Shelf], pools: Sequence[Pool]) -> score.Candidates:
+    """The candidates of all scopes as one table."""
+
+    def column(name: str) -> score.Numbers:
+        return numpy.concatenate(
+            [getattr(shelf, name)[pool.places] for shelf, pool in zip(shelves, pools, strict=True)]
+        )
+
+    return score.Candidates(
+        sequence=column("sequence"),
+        correct=column("correct"),
+        created_at=column("created_at"),
+        uses=column("uses"),
+        wins=column("wins"),
+        similarity=numpy.concatenate([pool.similarity for pool in pools]),
+    )
+
+
+def _recalled(one: _Chosen, names: dict[int, tuple[str, str]], chosen: Sequence[_Chosen]) -> RecalledMemory:
+    id, question = names[one.sequence]
+    reason = one.ranked.passed_over
+    if one.ranked.like is not None:
+        like = next(other for other in chosen if other.ranked.index == one.ranked.like)
+        reason = f"{reason} {names[like.sequence][0]}"
+    return RecalledMemory(
+        memory_id=id,
+        judgement="correct" if one.correct else "incorrect",
+        question=question,
+        rank=one.ranked.rank,
+        score=one.total,
+        parts=one.parts,
+        passed_over=reason,
+    )
