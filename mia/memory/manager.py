@@ -285,9 +285,9 @@ class MemoryManager:
             held += len(ids)
             for episode in group:
                 made = [
-                    id
+                    lesson.memory.id
                     for id, lesson in zip(ids, drawn, strict=True)
-                    if lesson.memory.provenance.episode_id == episode.id
+                    if id == lesson.memory.id and lesson.memory.provenance.episode_id == episode.id
                 ]
                 writing.save_episode(episode, scope=self._settings.scope, absorbed=is_judged(episode), lessons=made)
             writing.dequeue(Task.REMEMBER, [episode.id for episode in group])

@@ -107,7 +107,8 @@ class Retrier:
         def absorb(writing: Writing) -> None:
             if not writing.absorbed([episode.id]):
                 held = store_lessons(writing, lessons, replace_below=self._settings.replace_below)
-                writing.save_episode(episode, scope=entry.scope, absorbed=True, lessons=held)
+                made = [lesson.memory.id for lesson in lessons if lesson.memory.id in held]
+                writing.save_episode(episode, scope=entry.scope, absorbed=True, lessons=made)
             writing.dequeue(entry.task, [entry.subject])
 
         await asyncio.to_thread(self._store.transaction, absorb)

@@ -69,7 +69,7 @@ def memory_rows(memory: Memory) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         reviews,
         to_json(memory.provenance),
     )
-    return own, texts
+    return storable_row(own), storable_row(texts)
 
 
 def memory(row: sqlite3.Row) -> Memory:
@@ -81,7 +81,7 @@ def memory(row: sqlite3.Row) -> Memory:
 
 
 def storable_row(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(storable(value) if isinstance(value, str) else value for value in row)
+    return tuple([storable(value) if isinstance(value, str) else value for value in row])
 
 
 def blob(vector: Vectors) -> bytes:
