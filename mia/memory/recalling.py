@@ -12,8 +12,10 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
+from numpy.typing import NDArray
 
 from mia.config import MemorySettings
 from mia.errors import StoreError
@@ -129,7 +131,7 @@ class Recaller:
                 for captioned in (False, True):
                     shelf = bank.shelf(pair=False, captioned=captioned)
                     places, similarities = shelf.most_similar(vectors.question, k, now=time.time())
-                    nearest += zip((-similarities).tolist(), shelf.sequence[places].tolist(), strict=True)
+                    nearest += zip((-similarities).tolist(), shelf.column("sequence")[places].tolist(), strict=True)
         best = sorted(nearest)[:k]
         memories = self._store.numbered([sequence for _, sequence in best])
         return tuple(Found(memories[sequence], -distance) for distance, sequence in best if sequence in memories)
@@ -138,6 +140,10 @@ class Recaller:
         """Memories of the scope itself that may be shown. Raises StoreError."""
         with self._banks[0].refreshed(self._store):
             return self._banks[0].eligible(time.time())
+
+    def settled(self, timeout: float) -> bool:
+        """Wait until indexes that are being built in the background are in use; whether they are."""
+        return all(bank.settled(timeout) for bank in self._banks)
 
     def close(self) -> None:
         """Keep what was loaded for the next time, where that is worth it."""
@@ -174,8 +180,11 @@ class Recaller:
             places = numpy.concatenate([pool.places for pool in pools])
 
             def alike(one: int, other: int) -> float:
-                left, right = shelves[origin[one]].vector(places[one]), shelves[origin[other]].vector(places[other])
-                return float(left @ right)
+                """The cosine of two questions, captions left aside."""
+                left, right = (
+                    shelves[origin[index]].vectors[places[index]][: len(vectors.question)] for index in (one, other)
+                )
+                return float(left @ right) / (1.0 if vectors.caption is None else score.QUESTION_SHARE)
 
             ranked = score.select(
                 candidates,
@@ -204,10 +213,8 @@ class Recaller:
 def _gather(shelves: Sequence[Shelf], pools: Sequence[Pool]) -> score.Candidates:
     """The candidates of all scopes as one table."""
 
-    def column(name: str) -> score.Numbers:
-        return numpy.concatenate(
-            [getattr(shelf, name)[pool.places] for shelf, pool in zip(shelves, pools, strict=True)]
-        )
+    def column(name: str) -> NDArray[Any]:
+        return numpy.concatenate([shelf.column(name)[pool.places] for shelf, pool in zip(shelves, pools, strict=True)])
 
     return score.Candidates(
         sequence=column("sequence"),

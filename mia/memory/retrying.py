@@ -93,7 +93,8 @@ class Retrier:
 
     async def _remember(self, entry: Waiting, ledger: Ledger) -> Retried:
         episode = await self._episode(entry.subject)
-        if episode is None or await asyncio.to_thread(self._store.absorbed, [entry.subject]):
+        done = await asyncio.to_thread(self._store.absorbed, [entry.subject])
+        if episode is None or done:
             return await self._drop(entry)
         question = self._lessons.question([episode])
         try:

@@ -6,7 +6,7 @@ import pytest
 from past import TITAN, episode, search_step
 
 from mia.errors import ModelUnavailable, ReplayMismatch
-from mia.memory.compress import CATEGORIES, RULES, WORDS, Compressor, compress_by_rules, problem_with, read_workflow
+from mia.memory.compress import CATEGORIES, Category, RULES, WORDS, Compressor, compress_by_rules, problem_with, read_workflow
 from mia.models.base import ChatReply
 from mia.models.ledger import Budget, Ledger
 from mia.models.scripted import ScriptedModel
@@ -206,7 +206,10 @@ def test_the_rules_take_any_arguments() -> None:
 )
 async def test_a_category_is_one_of_ours_or_others(reply: str | Exception, category: str, ledger: Ledger) -> None:
     model = ScriptedModel({"manager/categorise": [reply]})
-    assert await Compressor(model, categories=True).categorise(TITAN, ledger) == category
+    named = await Compressor(model, categories=True).categorise(TITAN, ledger)
+    assert named.name == category
+    # A failure of the model is told apart from its saying "others".
+    assert bool(named.error) == (category == "others")
     schema = model.requests[0].json_schema
     assert schema is not None
     assert schema["properties"]["category"]["enum"] == list(CATEGORIES)
@@ -214,7 +217,7 @@ async def test_a_category_is_one_of_ours_or_others(reply: str | Exception, categ
 
 async def test_categories_are_off_unless_asked_for(ledger: Ledger) -> None:
     model = ScriptedModel({})
-    assert await Compressor(model).categorise(TITAN, ledger) == "others"
+    assert await Compressor(model).categorise(TITAN, ledger) == Category("others")
     assert model.requests == []
 
 
