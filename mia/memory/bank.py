@@ -170,7 +170,7 @@ class Shelf:
         if exact or considered <= nearest:
             places = numpy.flatnonzero(may)
             return Pool(places, self._similarities(vector, places), considered)
-        correct = self.column("correct")
+        correct, everything = self.column("correct"), None
         if self._indexes and category is None:
             found = [self._search(vector, nearest, judgement, may) for judgement in (True, False)]
         else:
@@ -180,7 +180,8 @@ class Shelf:
             best = self._best_valued(judgement, valued)
             found.append(best[may[best]])
         places = numpy.unique(numpy.concatenate(found))
-        return Pool(places, self._similarities(vector, places), considered)
+        similarity = self._similarities(vector, places) if everything is None else everything[places]
+        return Pool(places, similarity, considered)
 
     def most_similar(self, vector: Vectors, k: int, *, now: float) -> tuple[Places, score.Numbers]:
         """The k most similar that may be shown, best first. The vector is a question's; of memories with captions, only
