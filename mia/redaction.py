@@ -1,8 +1,9 @@
 """Secrets and personal data are blacked out before anything is stored: `[redacted: api key]` stands where they stood.
 
 Always true: redacting twice is redacting once; time is linear in the text, whatever is in it; a text in which nothing
-is found comes back as the very same object; JSON that is redacted as text stays JSON, for a piece never begins or ends
-inside an escape. What identifies a record (ids, hashes, names of models) is never touched.
+is found comes back as the very same object; the strings of a JSON text stay strings, for a piece never holds a bare
+quote or half an escape (bare numbers of JSON are read like those of prose: "personal" is for `record` and `model`).
+What identifies a record (ids, hashes, names of models) is never touched by `model`.
 
 A secret is known by one of three things: its own shape (`ghp_…`, a PEM block), the name it is assigned to
 (`password=…`, `"api_key": "…"`), or its place (`Authorization: Bearer …`, `https://user:password@host`). The weaker the
@@ -13,6 +14,7 @@ by nothing but being a word, such as "my password is swordfish", is not found; t
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -186,13 +188,6 @@ _SHAPES: tuple[tuple[str, re.Pattern[str], tuple[str, ...]], ...] = (
     (_TOKEN, _shape(r"\d{8,10}:AA[\w-]{32,}"), (":aa",)),
     # A JSON Web Token: two parts at least, the first an object in base64 and so beginning with `{"`.
     (_TOKEN, _shape(r"eyJ[\w-]{8,}+\.[\w-]{8,}+(?:\.[\w-]*+){0,3}"), ("eyj",)),
-    (_TOKEN, _shape(r"[Bb](?:earer|EARER)[ \t]{1,8}(?P<secret>[\w.~+/=-]{16,})"), ("bearer",)),
-    # The password between ":" and the last "@" before the path.
-    (
-        _PASSWORD,
-        re.compile(r"://[^\s/:@\"'<>\\`]*+:(?P<secret>[^\s/\"'<>\\`$\[{%][^\s/\"'<>\\`]*)@"),
-        ("://",),
-    ),
     (
         _TOKEN,
         re.compile(
@@ -202,20 +197,43 @@ _SHAPES: tuple[tuple[str, re.Pattern[str], tuple[str, ...]], ...] = (
         ),
         ("key", "sig=", "signature=", "auth=", "appid=", "hmac=", "credential=", "x-amz-security-"),
     ),
+)  # fmt: skip
+"""What is known in itself, within a run of `_RUN` printable characters or more."""
+# Nearly all words of prose are shorter than every shape; to look at the long ones alone is what makes it fast.
+_RUN = 15
+_FIRST_RUN = re.compile(rf"[!-~]{{{_RUN},}}+")
+_NEXT_RUN = re.compile(rf"[^!-~](?P<run>[!-~]{{{_RUN},}}+)")
+_TRIGGERS = re.compile("|".join(re.escape(trigger) for *_, triggers in _SHAPES for trigger in triggers))
+"""One look finds them all: where one runs into another, the other is within a word, where no shape begins."""
+
+_PLACES: tuple[tuple[str, re.Pattern[str], str], ...] = (
+    (
+        _TOKEN,
+        re.compile(r"[Bb](?:earer|EARER)(?<![\w-].{6})[ \t]{1,8}(?P<secret>[\w.~+/=-]{16,}+)", re.ASCII),
+        "bearer",
+    ),
+    # The password between ":" and the last "@" before the path.
+    (
+        _PASSWORD,
+        re.compile(r"://[^\s/:@\"'<>\\`]*+:(?P<secret>[^\s/\"'<>\\`$\[{%][^\s/\"'<>\\`]*)@"),
+        "://",
+    ),
     (
         _PASSWORD,
         re.compile(
-            r"curl\b[^\n|]{0,200}?[ \t](?:-u|--user)[ =]{1,4}(?:\\?[\"'])?"
-            r"[^\s:\"'\\]{1,200}:(?P<secret>[^\s\"'\\$\[{<][^\s\"'\\]{2,})"
+            r"[ \t](?:-u|--user)[ =]{1,4}(?:\\?[\"'])?"
+            r"[^\s:\"'\\\d][^\s:\"'\\]{0,200}:(?P<secret>[^\s\"'\\$\[{<][^\s\"'\\]{2,})"
         ),
-        ("curl ",),
+        "curl ",
     ),
     (
         _SECRET,
-        re.compile(r"(?<![A-Za-z])[Cc]ookie:[ \t]{0,8}(?P<secret>[\w.-]{1,100}=[^\s\"'\\][^\n\"'\\]*)"),
-        ("cookie:",),
+        re.compile(r"[Cc]ookie:[ \t]{0,8}(?P<secret>[\w.-]{1,100}=[^\s\"'\\][^\n\"'\\]*)"),
+        "cookie:",
     ),
-)  # fmt: skip
+)
+"""What is known by the words before it; the last is what the text, in lower case, must hold."""
+
 
 _PEM_HEADER = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 # Lines of base64 and of headers ("DEK-Info: AES-128-CBC,0A"), as they are or with their ends written as escapes; then a
@@ -228,9 +246,31 @@ _PEM_BODY = re.compile(
 _BASE64_RUN = re.compile(r"[A-Za-z0-9+/=]{24}")
 
 
-def _by_shape(text: str, kind: str, pattern: re.Pattern[str]) -> Iterator[_Piece]:
+def _by_shape(text: str) -> Iterator[_Piece]:
+    """What each long run is or holds; of pieces that overlap, the one that begins first."""
+    first = _FIRST_RUN.match(text)
+    spans = [first.span()] if first else []
+    spans += [match.span("run") for match in _NEXT_RUN.finditer(text)]
+    for start, end in spans:
+        triggers = set(_TRIGGERS.findall(text[start:end].lower()))
+        if not triggers:
+            continue
+        done = start
+        pieces = (
+            piece
+            for kind, pattern, wanted in _SHAPES
+            if not triggers.isdisjoint(wanted)
+            for piece in _matches(text, kind, pattern, start, end)
+        )
+        for piece in sorted(pieces, key=lambda piece: (piece.start, -piece.end)):
+            if piece.start >= done:
+                yield piece
+                done = piece.end
+
+
+def _matches(text: str, kind: str, pattern: re.Pattern[str], start: int, end: int) -> Iterator[_Piece]:
     group = "secret" if "secret" in pattern.groupindex else 0
-    for match in pattern.finditer(text):
+    for match in pattern.finditer(text, start, end):
         if kind in (_PASSWORD, _SECRET) or _is_random(match.group(group)):
             yield _Piece(*match.span(group), kind)
 
@@ -257,25 +297,24 @@ def _is_random(value: str) -> bool:
 
 # ── secrets by the name they are assigned to ──────────────────────────────────────────────────────────────────────
 
-_TRIGGERS_OF_NAMES = ("pass", "pwd", "secret", "key", "token", "authorization")
-_NAMES = (
-    r"(?P<password>pass(?:word|wd|phrase|code)|pwd)"
-    r"|(?P<pass>(?<![a-z])pass)"
-    r"|(?P<secret>secret(?:[ _-]?access)?(?:[ _-]?key)?)"
-    r"|(?P<key>(?:api|access|auth|account|private|signing|encryption|master|subscription|license)[ _-]?key)"
-    r"|(?P<token>token)"
-    r"|(?P<authorization>authorization)"
+_STEMS = ("pass", "pwd", "secret", "key", "token", "authorization")
+_KEYS = ("api", "access", "auth", "account", "private", "signing", "encryption", "master", "subscription", "license")
+# Every alternative begins with a letter, outside of groups: so the search runs from one such letter to the next.
+_NAME = re.compile(
+    r"pass(?:word|wd|phrase|code)|pass(?<![a-z]pass)|pwd|secret(?:[ _-]?access)?(?:[ _-]?key)?|token|authorization|"
+    + "|".join(rf"{name}[ _-]?key" for name in _KEYS)
 )
-_NAME = re.compile(_NAMES)
-_LAST_NAME = re.compile(rf"(?:{_NAMES})\Z")
-_KINDS = {
-    "password": _PASSWORD,
-    "pass": _PASSWORD,
-    "secret": _SECRET,
-    "key": _API_KEY,
-    "token": _TOKEN,
-    "authorization": _TOKEN,
-}
+_LAST_NAME = re.compile(rf"(?:{_NAME.pattern})\Z")
+
+
+def _kind(name: str) -> str:
+    """What is assigned to a name."""
+    if name.startswith(("pass", "pwd")):
+        return _PASSWORD
+    if name.startswith("secret"):
+        return _SECRET
+    return _API_KEY if name.endswith("key") else _TOKEN
+
 
 # What stands between a name and its value, in lower case. Each part is bounded, so that a run of blanks costs little.
 _LINK = re.compile(
@@ -291,9 +330,10 @@ _SCHEME = re.compile(r"(?:basic|bearer|token|api-?key|digest|negotiate)[ \t]{1,4
 # A double quote ends every string: within JSON, what a single quote began does not reach beyond it.
 _IN_QUOTES = {mark: re.compile(rf"(?:[^{mark}\"\\\n]|\\.)+") for mark in "\"'`"}
 _IN_ESCAPED_QUOTES = re.compile(r"[^\"'`\\\n]+")
-_BARE = re.compile(r"[^\s\"'`\\<>,;&(){}\[\]|]+")
+_DELIMITERS = r"\s\"'`\\<>,;&(){}\[\]|"
+_BARE, _BARE_IN_URL = re.compile(rf"[^{_DELIMITERS}]+"), re.compile(rf"[^{_DELIMITERS}#]+")
 # A bare value is judged by its beginning: "token=token=token=" is not to be read to its end from every name in it.
-_BARE_BEGINNING = re.compile(r"[^\s\"'`\\<>,;&(){}\[\]|]{1,128}")
+_JUDGED = 128
 _FLAG_BEFORE = re.compile(r"--[a-z0-9-]{0,40}\Z")
 _LINE_BEFORE = re.compile(r"(?:\A|\n|\\n)[ \t*>#-]{0,20}[\w.-]{0,40}\Z")
 _LINE_AFTER = re.compile(r"[ \t]{0,8}(?:[\r\n\"]|\\[nr]|\Z)")
@@ -306,6 +346,8 @@ _NO_VALUE = re.compile(
     re.DOTALL,
 )
 _BLANK = re.compile(r"\s")
+_STOPS = ".:!?"
+"""Where a sentence ends with a value, these are no part of it."""
 _IDENTIFIER = re.compile(r"[A-Za-z_-]+")
 _DOTTED_PATH = re.compile(r"[A-Za-z_]\w{0,40}(?:\.[A-Za-z_]\w{0,40})+")
 
@@ -326,44 +368,55 @@ def _assigned(text: str, folded: str) -> Iterator[_Piece]:
 def _value(text: str, folded: str, name: re.Match[str], link: re.Match[str]) -> _Piece | None:
     """The value behind a name and a link, if it is a secret."""
     before = folded[max(0, name.start() - 64) : name.start()]
-    start, opened, kind = link.end(), link["open"], name.lastgroup or ""
+    kind = _kind(name.group())
     if link["flag"] is not None and not _FLAG_BEFORE.search(before):
         return None
-    scheme = _SCHEME.match(folded, start) if kind == "authorization" else None
-    start = scheme.end() if scheme else start
+    scheme = _SCHEME.match(folded, link.end()) if name.group() == "authorization" else None
+    start = scheme.end() if scheme else link.end()
+    opened = link["open"]
+    in_url = before[-1:] in ("?", "&")
+    bare = _BARE_IN_URL if in_url else _BARE
     if opened:
         end = _end(_IN_QUOTES[opened] if len(opened) == 1 else _IN_ESCAPED_QUOTES, text, start)
-        value = text[start:end]
-        # Only what is plainly an assignment may hold blanks; in prose a quotation follows a colon.
-        plain = link["equals"] or (link["quote"] and _QUOTED_NAME_BEFORE.search(before))
-        secret = (plain or not _BLANK.search(value)) and _is_secret_in_quotes(kind, value)
     else:
-        end = _end(_BARE_BEGINNING, text, start)
-        value = text[start:end]
-        in_prose = (link["colon"] or link["says"]) and not (
-            link["colon"] and _LINE_BEFORE.search(before) and _LINE_AFTER.match(text, end)
-        )
-        if text[end : end + 1] in ("(", "[") and end:
-            return None  # A call or an index: code, and no value.
-        if link["quote"] and link["colon"]:
-            return None  # A number, null or a name in JSON and the like: without quotes our mark would break it.
-        if link["tag"] and text[end : end + 2] != "</":
-            return None
-        if in_prose:
-            value = value.rstrip(".:!?")
-            end = start + len(value)
-            secret = _is_secret_in_prose(kind, value)
-        else:
-            secret = _is_secret_in_code(kind, value, in_url=before[-1:] in ("?", "&"))
+        end = _end(bare, text, start, start + _JUDGED)
+    value = text[start:end]
+    in_prose = name.group() == "pass" and not link["equals"]
     if scheme:
         secret = _is_credential(value)
+    elif opened and not in_prose:
+        # Only what is plainly an assignment may hold blanks; in prose a quotation follows a colon.
+        plain = link["equals"] or (link["quote"] and _QUOTED_NAME_BEFORE.search(before))
+        secret = bool(plain or not _BLANK.search(value)) and _is_secret_in_quotes(kind, value)
+    elif opened:
+        secret = _is_secret_in_prose(kind, value)
+    elif text[end : end + 1] in ("(", "["):
+        return None  # A call or an index: code, and no value.
+    elif link["quote"] and link["colon"]:
+        return None  # A number, null or a name in JSON and the like: without quotes our mark would break it.
+    elif link["tag"] and text[end : end + 2] != "</":
+        return None
+    elif link["equals"] or link["tag"] or link["flag"] or _is_whole_line(before, text, end):
+        secret = _is_secret_in_code(kind, value, in_url=in_url)
+    else:
+        in_prose = True
+        secret = _is_secret_in_prose(kind, value.rstrip(_STOPS))
     if not secret:
         return None
-    return _Piece(start, end if opened else _end(_BARE, text, end), _KINDS[kind])
+    if not opened:
+        end = _end(bare, text, end)
+        end -= in_prose and len(text[start:end]) - len(text[start:end].rstrip(_STOPS))
+    return _Piece(start, end, kind)
 
 
-def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
-    found = pattern.match(text, start)
+def _is_whole_line(before: str, text: str, end: int) -> bool:
+    """Whether a name, what stands before it, and its value up to `end` make a line of their own, as in a list."""
+    return bool(_LINE_BEFORE.search(before) and _LINE_AFTER.match(text, end))
+
+
+def _end(pattern: re.Pattern[str], text: str, start: int, limit: int = sys.maxsize) -> int:
+    """Where what the pattern matches at `start` ends; `start` itself if it matches nothing there."""
+    found = pattern.match(text, start, limit)
     return found.end() if found else start
 
 
@@ -371,18 +424,18 @@ def _is_secret_in_quotes(kind: str, value: str) -> bool:
     """Of `"password": "value"`, `password = "value"`."""
     if _NO_VALUE.match(value.strip().lower()):
         return False
-    if kind == "password":
+    if kind == _PASSWORD:
         return len(value) >= 3 and len(value.split(maxsplit=8)) <= 8
     if len(value) < 8 or _BLANK.search(value):
         return False
-    return kind in ("secret", "key") or _is_random(value)
+    return kind in (_SECRET, _API_KEY) or _is_random(value)
 
 
 def _is_secret_in_code(kind: str, value: str, *, in_url: bool) -> bool:
     """Of `password=value`, `--token value`, `<secret>value</secret>`, and `password: value` alone on its line."""
     if _NO_VALUE.match(value.lower()) or (_DOTTED_PATH.fullmatch(value) and not in_url):
         return False
-    if kind == "password":
+    if kind == _PASSWORD:
         return len(value) >= 3 and not (_IDENTIFIER.fullmatch(value) and _NAME.search(value.lower()))
     return len(value) >= 8 and _is_random(value)
 
@@ -391,7 +444,7 @@ def _is_secret_in_prose(kind: str, value: str) -> bool:
     """Of `the password is value`, `token: value` within a sentence, where a value is mostly just the next word."""
     if _NO_VALUE.match(value.lower()) or not _LETTER.search(value):
         return False
-    if kind == "password":
+    if kind == _PASSWORD:
         return len(value) >= 6 and bool(_DIGIT.search(value) or _MARK.search(value))
     return len(value) >= 12 and bool(_DIGIT.search(value))
 
@@ -406,36 +459,33 @@ def _under_key(key: str, value: str) -> str:
     name = _LAST_NAME.search(_folded(key[-64:]))
     if name is None or (_BLANK.search(key) and _BLANK.search(value)):
         return value
-    kind = name.lastgroup or ""
-    scheme = _SCHEME.match(_folded(value)) if kind == "authorization" else None
+    kind = _kind(name.group())
+    scheme = _SCHEME.match(_folded(value)) if name.group() == "authorization" else None
     start = scheme.end() if scheme else 0
-    found = _is_credential(value[start:]) if scheme else _is_secret_in_quotes(kind, value)
-    return f"{value[:start]}[redacted: {_KINDS[kind]}]" if found else value
+    if scheme:
+        found = _is_credential(value[start:])
+    elif name.group() == "pass":
+        found = _is_secret_in_prose(kind, value)
+    else:
+        found = _is_secret_in_quotes(kind, value)
+    return f"{value[:start]}[redacted: {kind}]" if found else value
 
 
 # ── the two levels ────────────────────────────────────────────────────────────────────────────────────────────────
 
-_TRIGGERS = re.compile(
-    "|".join(
-        re.escape(trigger)
-        for trigger in sorted({*_TRIGGERS_OF_NAMES, *(trigger for *_, triggers in _SHAPES for trigger in triggers)})
-    )
-)
-"""One look finds them all: where one runs into another, the other is within a word, where no shape begins."""
-
 
 def _secrets(text: str) -> str:
-    """Keys, tokens and passwords. Nearly all texts hold none of the triggers, and are done after one look."""
-    found = set(_TRIGGERS.findall(_folded(text)))
-    if not found:
-        return text
-    if "key" in found:
+    """Keys, tokens and passwords."""
+    folded = _folded(text)
+    if "private key" in folded:
         text = _blacked_out(text, _pem_blocks(text))
-    for kind, pattern, triggers in _SHAPES:
-        if not found.isdisjoint(triggers):
-            text = _blacked_out(text, _by_shape(text, kind, pattern))
-    if not found.isdisjoint(_TRIGGERS_OF_NAMES):
-        text = _blacked_out(text, _assigned(text, _folded(text)))
+    text = _blacked_out(text, _by_shape(text))
+    for kind, pattern, trigger in _PLACES:
+        if trigger in folded:
+            text = _blacked_out(text, _matches(text, kind, pattern, 0, len(text)))
+    for stem in _STEMS:
+        if stem in folded:
+            return _blacked_out(text, _assigned(text, _folded(text)))
     return text
 
 
@@ -444,6 +494,7 @@ def _personal(text: str) -> str:
     if "@" in text:
         text = _blacked_out(text, _mail_addresses(text))
     if _LONG_NUMBER.search(text):
+        text = _blacked_out(text, _bank_accounts(text))
         for kind, pattern, check in _NUMBERS:
             pieces = (_Piece(*match.span(), kind) for match in pattern.finditer(text) if check(match.group()))
             text = _blacked_out(text, pieces)
@@ -475,9 +526,11 @@ def _mail_addresses(text: str) -> Iterator[_Piece]:
             done = at.end()
 
 
-_BEGIN_NUMBER = r"(?:(?<![\w.,+-])|(?<=\\[nrtbf]))"
-_END_NUMBER = r"(?![\w-]|[.,]\d)"
-_LONG_NUMBER = re.compile(r"\d[\d ./()-]{3}[\d ./()A-Z-]*\d")
+# Looks back over the first character, so that a search can run for that character: no number begins within a word, a
+# number or a path.
+_BEGINS = r"(?:(?<![\w.,+/-].)|(?<=\\[nrtbf].))"
+_ENDS = r"(?![\w+-]|[.,(]\d)"
+_LONG_NUMBER = re.compile(r"\d[\d ./()-]{6}")
 
 
 def _digits(text: str) -> str:
@@ -492,19 +545,11 @@ def _is_telephone_number(text: str) -> bool:
 def _is_card_number(text: str) -> bool:
     """Of a known length for its first digits, and with the check digit of Luhn (ISO/IEC 7812-1)."""
     digits = _digits(text)
-    lengths = {"3": (15,), "4": (13, 16, 19), "5": (16,), "6": (16, 19), "2": (16,)}.get(digits[0], ())
+    lengths = {"3": (15,), "4": (16, 19), "5": (16,), "6": (16, 19), "2": (16,)}.get(digits[0], ())
     if len(digits) not in lengths or len(set(digits)) == 1:
         return False
     doubled = [int(digit) * (1 + index % 2) for index, digit in enumerate(reversed(digits))]
     return sum(number - 9 * (number > 9) for number in doubled) % 10 == 0
-
-
-def _is_bank_account(text: str) -> bool:
-    """An IBAN of its country's length whose remainder by 97 is 1 (ISO 13616)."""
-    joined = text.replace(" ", "")
-    if _IBAN_LENGTHS.get(joined[:2]) != len(joined):
-        return False
-    return int("".join(str(int(letter, 36)) for letter in joined[4:] + joined[:4])) % 97 == 1
 
 
 _IBAN_COUNTRIES = {
@@ -528,37 +573,58 @@ _IBAN_COUNTRIES = {
 }
 """Length → the countries whose IBANs have it."""
 _IBAN_LENGTHS = {country: length for length, countries in _IBAN_COUNTRIES.items() for country in countries.split()}
-# Of each length on its own, together or in groups of four, so that the word behind it is never taken for a part of it.
-_IBAN = "|".join(
-    rf"(?:{countries.replace(' ', '|')})\d\d(?: ?[A-Z0-9]{{4}}){{{length // 4 - 1}}}"
-    + (f" ?[A-Z0-9]{{{length % 4}}}" if length % 4 else "")
-    for length, countries in _IBAN_COUNTRIES.items()
-)
+_IBAN_BEGINS = re.compile(rf"[A-Z]{_BEGINS}[A-Z]\d\d(?= ?[A-Z0-9]{{4}})", re.ASCII)
+_IBAN_BODIES = {
+    length: re.compile(
+        rf"(?: ?[A-Z0-9]{{4}}){{{length // 4 - 1}}}{f' ?[A-Z0-9]{{{length % 4}}}' if length % 4 else ''}{_ENDS}",
+        re.ASCII,
+    )
+    for length in _IBAN_COUNTRIES
+}
 
+
+def _bank_accounts(text: str) -> Iterator[_Piece]:
+    """IBANs of their country's length whose remainder by 97 is 1 (ISO 13616), together or in groups of four."""
+    for begins in _IBAN_BEGINS.finditer(text):
+        length = _IBAN_LENGTHS.get(begins.group()[:2])
+        # Read to exactly its length, so that the word behind it is never taken for a part of it.
+        body = _IBAN_BODIES[length].match(text, begins.end()) if length else None
+        if body:
+            account = f"{body.group()}{begins.group()}".replace(" ", "")
+            if int("".join(str(int(letter, 36)) for letter in account)) % 97 == 1:
+                yield _Piece(begins.start(), body.end(), "bank account")
+
+
+_INTERNATIONAL = rf"\(?[1-9]\d{{0,3}}\)?(?:[ ./-]{{0,2}}(?:\(\d{{1,5}}\)|\d)){{6,14}}{_ENDS}"
+# In this order, so that no number is found only when the one before it is gone.
 _NUMBERS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
-    ("bank account", re.compile(rf"{_BEGIN_NUMBER}(?:{_IBAN}){_END_NUMBER}", re.ASCII), _is_bank_account),
     (
         "card number",
-        re.compile(rf"{_BEGIN_NUMBER}[2-6]\d{{3}}(?:[ -]?\d){{9,15}}{_END_NUMBER}", re.ASCII),
+        re.compile(
+            rf"[2-6]{_BEGINS}\d{{3}}(?P<mark>[ -]?)"
+            rf"(?:\d{{4}}(?P=mark)\d{{4}}(?P=mark)\d{{4}}|\d{{6}}(?P=mark)\d{{5}}|\d{{15}}){_ENDS}",
+            re.ASCII,
+        ),
         _is_card_number,
     ),
     (
-        "telephone number",
-        re.compile(
-            rf"(?<![\w+])(?:\+|{_BEGIN_NUMBER}00(?=[1-9]\d{{0,2}}[ ./-]))\(?[1-9]\d{{0,3}}\)?"
-            rf"(?:[ ./-]{{0,2}}(?:\(\d{{1,5}}\)|\d)){{6,14}}{_END_NUMBER}",
-            re.ASCII,
-        ),
-        _is_telephone_number,
-    ),
-    (
-        "telephone number",
-        re.compile(rf"{_BEGIN_NUMBER}(?:\([2-9]\d\d\) ?|[2-9]\d\d-)[2-9]\d\d-\d{{4}}{_END_NUMBER}", re.ASCII),
-        _is_telephone_number,
-    ),
-    (
         "social security number",
-        re.compile(rf"{_BEGIN_NUMBER}(?!000|666|9)\d{{3}}-(?!00)\d\d-(?!0000)\d{{4}}{_END_NUMBER}", re.ASCII),
+        re.compile(rf"[0-8]{_BEGINS}\d\d(?<!000|666)-(?!00)\d\d-(?!0000)\d{{4}}{_ENDS}", re.ASCII),
         lambda _: True,
+    ),
+    (
+        "telephone number",
+        re.compile(rf"\+(?:(?<![\w+/].)|(?<=\\[nrtbf].)){_INTERNATIONAL}", re.ASCII),
+        _is_telephone_number,
+    ),
+    (
+        "telephone number",
+        re.compile(rf"[(2-9]{_BEGINS}(?:(?<=\()[2-9]\d\d\) ?|(?<!\()\d\d-)[2-9]\d\d-\d{{4}}{_ENDS}", re.ASCII),
+        _is_telephone_number,
+    ),
+    (
+        "telephone number",
+        re.compile(rf"0{_BEGINS}(?<!\d .)0(?=[1-9]\d{{0,2}}[ ./-]){_INTERNATIONAL}", re.ASCII),
+        _is_telephone_number,
     ),
 )

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mia.errors import BudgetExceeded, ModelError
+from mia.memory import guard
 from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
 from mia.models.ledger import Ledger
 from mia.prompt import Prompt, defuse, split_thinking
@@ -47,15 +48,6 @@ RULES = "rules"
 """The name of the compressor that needs no model, in `Provenance.compressed_by`."""
 
 _STEP = re.compile(r"^[ \t]*[*_]{0,2}\d+[.)][*_]{0,2}[ \t]+\S", re.MULTILINE)
-_TROUBLE = re.compile(
-    r"\b(?:internal server error|bad gateway|service unavailable|gateway time-?out|too many requests|"
-    r"rate limit (?:exceeded|reached)|invalid api key|insufficient quota|context length exceeded|connection refused|"
-    r"traceback \(most recent call last\)|as an ai (?:language )?model|i(?:'m| am) sorry, (?:but )?i)\b"
-    r"|<!doctype html|<html\b|\{\s*\"(?:error|detail)\"",
-    re.IGNORECASE,
-)
-# How many words in a row must be ours before a text counts as a copy of our request.
-_COPIED_WORDS = 8
 
 
 @dataclass(frozen=True)
@@ -186,9 +178,9 @@ def problem_with(workflow: str) -> str:
         return "it holds no numbered steps"
     if cut_words(workflow, MOST_WORDS) != workflow:
         return f"it has more than {MOST_WORDS} words"
-    if _TROUBLE.search(workflow):
+    if guard.trouble(workflow):
         return "it holds an error message or an apology"
-    if _runs(workflow) & _runs(_COMPRESS.text):
+    if guard.copies(workflow, _COMPRESS.text):
         return "it repeats the request"
     return ""
 
@@ -269,12 +261,6 @@ def _question(question: Question) -> str:
 
 def _caption(question: Question) -> str:
     return f"The question comes with an image: {defuse(question.caption)}\n" if question.caption else ""
-
-
-def _runs(text: str) -> set[tuple[str, ...]]:
-    """Every run of `_COPIED_WORDS` words."""
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[start : start + _COPIED_WORDS]) for start in range(len(words) - _COPIED_WORDS + 1)}
 
 
 def _brief(text: str, words: int) -> str:
