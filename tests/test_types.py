@@ -146,7 +146,8 @@ def test_an_older_version_is_upgraded_step_by_step(monkeypatch: pytest.MonkeyPat
         2: lambda page: {**page, "version": 3, "workflow": page["workflow"] + " (2→3)"},
     }
     monkeypatch.setattr(types, "MEMORY_UPGRADES", upgrades)
-    assert load_memory(full_memory().model_dump_json()).workflow.endswith("(1→2) (2→3)")
+    oldest = json.dumps({**json.loads(full_memory().model_dump_json()), "version": 1})
+    assert load_memory(oldest).workflow.endswith("(1→2) (2→3)")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_an_older_version_is_upgraded_step_by_step(monkeypatch: pytest.MonkeyPat
         ("[]", "this is no episode"),
         ('{"id": "x"}', "this is no episode"),
         ('{"version": "1"}', "this is no episode"),
-        ('{"version": 99}', "knows versions up to 1"),
+        ('{"version": 99}', "knows versions up to 2"),
         ('{"version": 1, "id": "x"}', "broken at 'question'"),
         (b"\xff\xfe", "this is no episode"),
     ],
