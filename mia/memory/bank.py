@@ -67,8 +67,10 @@ class Shelf:
         self.categories: list[str] = []
         """The names behind the column `category`."""
         self._indexes: dict[bool, Nearest] = {}
-        self._indexed = 0
-        """Rows before this place are in the indexes."""
+        self._indexed: NDArray[numpy.bool_] = numpy.zeros(0, bool)
+        """Whether each row is in the indexes."""
+        self._outside: Places = numpy.zeros(0, numpy.intp)
+        """What is active and not in the indexes: new, or back in sight."""
         self._valued: dict[bool, Places] = {}
         self._expires = False
 
@@ -94,8 +96,14 @@ class Shelf:
         return self._indexes
 
     @property
-    def indexed(self) -> int:
-        return self._indexed
+    def indexed(self) -> NDArray[numpy.bool_]:
+        """Of each row, whether it is in the indexes."""
+        return self._indexed[: self._count]
+
+    @property
+    def outside(self) -> int:
+        """How many active memories the indexes lack."""
+        return len(self._outside)
 
     # ── filling ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -113,36 +121,50 @@ class Shelf:
         if len(vectors):
             self._vectors[added] = vectors
         self._count = added.stop
+        self._find_outside()
         self._expires = bool(numpy.isfinite(self.column("expires_at")).any())
 
     def fill(self, columns: dict[str, NDArray[Any]], vectors: Vectors, categories: list[str]) -> None:
         """Begin with what was kept."""
         self._columns, self._vectors, self.categories = columns, vectors, categories
         self._count = len(vectors)
+        self._indexed = numpy.zeros(self._count, bool)
         self._expires = bool(numpy.isfinite(self.column("expires_at")).any())
 
-    def use(self, indexes: dict[bool, Nearest], indexed: int) -> None:
-        """Search the first `indexed` rows by these indexes from now on."""
-        self._indexes, self._indexed = indexes, indexed
+    def use(self, indexes: dict[bool, Nearest], indexed: NDArray[numpy.bool_]) -> None:
+        """Search by these indexes from now on; `indexed`: which rows they hold, of all or of the first ones."""
+        self._indexes = indexes
+        self._indexed[:] = False
+        self._indexed[: len(indexed)] = indexed
+        self._find_outside()
 
     def extend_indexes(self) -> None:
         """Add the next few rows to the indexes."""
-        places = numpy.arange(self._indexed, min(self._indexed + CHUNK, self._count))
+        places = self._outside[:CHUNK]
         correct = self._columns["correct"][places]
         for judgement, index in self._indexes.items():
             own = places[correct == judgement]
             index.add(own, self._vectors[own])
-        self._indexed += len(places)
+        self._indexed[places] = True
+        self._outside = self._outside[CHUNK:]
 
     @property
     def wants_indexes(self) -> bool:
         """Whether there is work for the background."""
         if self._count < THRESHOLD:
             return False
-        if not self._indexes:
-            return True
-        inactive = self._indexed - int(numpy.count_nonzero(self._columns["active"][: self._indexed]))
-        return self._count - self._indexed > TAIL or inactive > MOST_INACTIVE * self._indexed
+        return not self._indexes or self.outside > TAIL or self.wants_rebuilding
+
+    @property
+    def wants_rebuilding(self) -> bool:
+        """Whether too much of the indexes is out of sight."""
+        indexed = int(numpy.count_nonzero(self.indexed))
+        inactive = int(numpy.count_nonzero(self.indexed & ~self.column("active")))
+        return inactive > MOST_INACTIVE * indexed
+
+    def _find_outside(self) -> None:
+        if self._indexes:
+            self._outside = numpy.flatnonzero(self.column("active") & ~self.indexed)
 
     # ── searching ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -207,18 +229,16 @@ class Shelf:
         return score.cosines(rows, vector)
 
     def _search(self, vector: Vectors, count: int, judgement: bool, may: NDArray[numpy.bool_]) -> Places:
-        """Places of one judgement: the nearest in the index, and beside them all that it does not hold yet."""
-        indexed = self._indexed
-        # Those that are out of sight are still in the index, and take places away.
+        """Places of one judgement: the nearest in the index, and beside them the nearest that it does not hold."""
+        # Those that are out of sight may still be in the index, and take places away.
         found = self._indexes[judgement].search(vector, count)
         if not may[found].all():
             found = self._indexes[judgement].search(vector, 2 * count)
         found = found[may[found]][:count]
-        tail = numpy.arange(indexed, self._count)
-        tail = tail[may[tail] & (self._columns["correct"][tail] == judgement)]
-        if len(tail) > count:
-            tail = tail[_best(self._similarities(vector, tail), numpy.ones(len(tail), bool), count)]
-        return numpy.concatenate([found, tail])
+        outside = self._outside[may[self._outside] & (self._columns["correct"][self._outside] == judgement)]
+        if len(outside) > count:
+            outside = outside[_best(self._similarities(vector, outside), numpy.ones(len(outside), bool), count)]
+        return numpy.concatenate([found, outside])
 
     def _best_valued(self, judgement: bool, count: int) -> Places:
         """Of the active ones. Sorted out anew only after a change."""
@@ -244,6 +264,7 @@ class Shelf:
         for name, column in self._columns.items():
             self._columns[name] = _enlarged(column, (capacity,), self._count)
         self._vectors = _enlarged(self._vectors, (capacity, self._dimension), self._count)
+        self._indexed = _enlarged(self._indexed, (capacity,), self._count)
 
 
 class Bank:
@@ -316,7 +337,7 @@ class Bank:
         from mia.memory import cache
 
         before = store.census(self.scope)
-        kept = cache.load(store.cache, self.scope, before) if store.cache is not None else None
+        kept = cache.load(store, self.scope, before)
         if kept is None:
             return
         self.revision, self.epoch, self.known = kept.revision, before.epoch, kept.last
@@ -362,7 +383,7 @@ class Bank:
                     epoch = self.epoch
                     if shelf is None:
                         break
-                    grows = bool(shelf.indexes) and len(shelf) - shelf.indexed > TAIL
+                    grows = bool(shelf.indexes) and not shelf.wants_rebuilding
                 if grows:
                     self._extend(shelf)
                 else:
@@ -379,7 +400,7 @@ class Bank:
     def _extend(self, shelf: Shelf) -> None:
         while not self._stop.is_set():
             with self._lock:
-                if shelf.indexed == len(shelf):
+                if not shelf.outside:
                     return
                 shelf.extend_indexes()
             # Whoever waits for the lock gets it.
@@ -389,7 +410,7 @@ class Bank:
         """Two new indexes of what is active now; the shelf is searched without them meanwhile."""
         with self._lock:
             # Rows never change their places or vectors, so these may be read without the lock.
-            vectors, count = shelf.vectors, len(shelf)
+            vectors = shelf.vectors
             active = shelf.column("active").copy()
             correct = shelf.column("correct")
         indexes = {judgement: Nearest(shelf.dimension) for judgement in (True, False)}
@@ -401,24 +422,16 @@ class Bank:
                 chunk = places[start : start + 1_000]
                 index.add(chunk, vectors[chunk])
         with self._lock:
-            # What came back into sight meanwhile is not in them.
-            late = shelf.column("active")[:count] & ~active
-            for judgement, index in indexes.items():
-                places = numpy.flatnonzero(late & (correct == judgement))
-                index.add(places, vectors[places])
             if self.epoch == epoch:
-                shelf.use(indexes, count)
+                shelf.use(indexes, active)
 
     def _keep(self, store: MemoryStore) -> None:
         from mia.memory import cache
 
-        enough = max(WORTH_KEEPING, len(self) // 20)
-        if store.cache is None or self.unsaved < enough:
-            return
-        with suppress(OSError):
-            census = store.census(self.scope)
-            if census.epoch == self.epoch:
-                cache.save(store.cache, self, census)
+        if self.unsaved >= max(WORTH_KEEPING, len(self) // 20):
+            # A disk that is full, or a folder that cannot be written, costs the next process some time.
+            with suppress(OSError):
+                cache.save(store, self)
                 self.unsaved = 0
 
 

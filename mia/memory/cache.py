@@ -48,8 +48,12 @@ class _Doubtful(Exception):
     """The files are not what the manifest says, or not of this store."""
 
 
-def save(folder: Path, bank: Bank, census: Census) -> None:
-    """Write a bank down. Raises OSError, having left the earlier generation in place."""
+def save(store: MemoryStore, bank: Bank) -> None:
+    """Write a bank down, unless the store has gone on to another epoch. Raises OSError, having left the earlier
+    generation in place."""
+    folder, census = store.cache, store.census(bank.scope)
+    if folder is None or census.epoch != bank.epoch:
+        return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name, generation = _name(bank.scope), uuid.uuid4().hex[:12]
     written: list[Path] = []
@@ -68,7 +72,6 @@ def save(folder: Path, bank: Bank, census: Census) -> None:
                     "captioned": captioned,
                     "rows": len(shelf),
                     "dimension": shelf.dimension,
-                    "indexed": shelf.indexed,
                     "categories": shelf.categories,
                     "files": files,
                 }
@@ -77,6 +80,7 @@ def save(folder: Path, bank: Bank, census: Census) -> None:
             "format": FORMAT,
             "census": asdict(census),
             "revision": bank.revision,
+            "mark": store.mark(bank.revision),
             "last": bank.known,
             "shelves": shelves,
         }
@@ -93,12 +97,17 @@ def save(folder: Path, bank: Bank, census: Census) -> None:
             path.unlink(missing_ok=True)
 
 
-def load(folder: Path, scope: str, census: Census) -> Kept | None:
+def load(store: MemoryStore, scope: str, census: Census) -> Kept | None:
     """What was kept of a scope, if it is whole and belongs to the store as it is; None otherwise."""
-    path = folder / f"{_name(scope)}.json"
+    if store.cache is None:
+        return None
+    path = store.cache / f"{_name(scope)}.json"
     try:
         manifest = json.loads(path.read_bytes())
-        return _read(folder, manifest, census)
+        # The same store may have been put back to an earlier state, and have gone another way since.
+        if manifest["mark"] != store.mark(int(manifest["revision"])):
+            raise _Doubtful("made from another history")
+        return _read(path.parent, manifest, census)
     except FileNotFoundError:
         return None
     # Damaged files raise whatever the parsers of numpy, JSON and usearch think of.
@@ -117,7 +126,7 @@ def verify(store: MemoryStore, scope: str) -> list[str]:
     """What the cache of a scope says otherwise than the rows, element by element; empty where there is no cache, or
     none that would be used. Raises StoreError."""
     census = store.census(scope)
-    kept = load(store.cache, scope, census) if store.cache is not None else None
+    kept = load(store, scope, census)
     if kept is None:
         return []
     from mia.memory.bank import Bank
@@ -152,6 +161,8 @@ def _parts(shelf: Shelf) -> Iterator[tuple[str, bytes | memoryview]]:
         buffer = BytesIO()
         numpy.save(buffer, shelf.column(name), allow_pickle=False)
         yield name, buffer.getvalue()
+    if shelf.indexes:
+        yield "indexed", shelf.indexed.tobytes()
     for judgement, index in shelf.indexes.items():
         yield f"index-{'correct' if judgement else 'incorrect'}", index.dump()
 
@@ -173,12 +184,15 @@ def _read(folder: Path, manifest: dict[str, Any], census: Census) -> Kept:
         vectors = numpy.frombuffer(content["vectors"], "<f4").astype(numpy.float32, copy=False)
         shelf = Shelf(dimension)
         shelf.fill(columns, vectors.reshape(rows, dimension), [str(name) for name in page["categories"]])
-        if page["indexed"]:
+        if "indexed" in content:
+            indexed = numpy.frombuffer(content["indexed"], numpy.bool_)
+            if len(indexed) != rows:
+                raise _Doubtful("the indexes are of another size")
             indexes = {
                 judgement: Nearest.parse(bytes(content[f"index-{name}"]), dimension)
                 for judgement, name in ((True, "correct"), (False, "incorrect"))
             }
-            shelf.use(indexes, int(page["indexed"]))
+            shelf.use(indexes, indexed)
         shelves[bool(page["pair"]), bool(page["captioned"])] = shelf
     return Kept(int(manifest["revision"]), int(manifest["last"]), shelves)
 

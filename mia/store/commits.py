@@ -74,32 +74,51 @@ class Commits(Generic[W]):
             if len(self._line) >= self._writers:
                 self._gathered.set()
         if not leads:
-            piece.turn.acquire()
+            self._wait(piece)  # type: ignore[arg-type]
         if not piece.done:
             self._lead()
         return piece.outcome()
 
+    def _wait(self, piece: _Piece[W, object]) -> None:
+        """Until the piece is done, or is to lead."""
+        try:
+            piece.turn.acquire()
+        except BaseException:
+            # Ctrl-C: nobody waits for the piece any more, so it must not be handed the lead, nor keep it.
+            with self._guard:
+                if piece in self._line:
+                    self._line.remove(piece)
+                    if not piece.turn.locked():
+                        self._hand_on()
+            raise
+
     def _lead(self) -> None:
         """Commit a batch in which our own piece is first, and hand the lead on."""
-        if self._writers > 1:
-            self._gathered.wait(GATHERING_SECONDS)
-        with self._guard:
-            batch, self._line = self._line[:MOST], self._line[MOST:]
-            self._writers = max(len(batch), self._writers - 1)
-            self._gathered.clear()
+        batch: list[_Piece[W, object]] = []
         try:
+            if self._writers > 1:
+                self._gathered.wait(GATHERING_SECONDS)
+            with self._guard:
+                batch, self._line = self._line[:MOST], self._line[MOST:]
+                self._writers = max(len(batch), self._writers - 1)
+                self._gathered.clear()
             with self.writing:
                 self._commit(batch)
         finally:
             with self._guard:
-                # After Ctrl-C in the middle the others are not done: they go back, and one of them leads.
-                self._line = [piece for piece in batch[1:] if not piece.done] + self._line
-                self._led = bool(self._line)
-                if self._led:
-                    self._line[0].turn.release()
+                # After Ctrl-C in the middle our own piece is gone, and the others are not done: they go back.
+                undone = [piece for piece in batch[1:] if not piece.done]
+                self._line = undone + (self._line if batch else self._line[1:])
+                self._hand_on()
             for piece in batch[1:]:
                 if piece.done:
                     piece.turn.release()
+
+    def _hand_on(self) -> None:
+        """Whoever is at the head of the line leads now. The guard is held."""
+        self._led = bool(self._line)
+        if self._led:
+            self._line[0].turn.release()
 
     def _commit(self, batch: list[_Piece[W, object]]) -> None:
         """Run the pieces and commit; if one of them raises, each in a transaction of its own."""

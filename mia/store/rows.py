@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -26,6 +26,14 @@ _SINCE = "SELECT value FROM audit, json_each(audit.memories) WHERE audit.sequenc
 _MEMORY_FIELDS = tuple(_COLUMNS.split(", ")[1:])
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def json_object(fields: Mapping[str, Any]) -> str:
+    """Fields as JSON text."""
+    return _encode(fields)
+
+
 def json_list(values: Iterable[str | int]) -> str:
     """The value for `LIST`."""
     return json.dumps([storable(value) if isinstance(value, str) else value for value in values])
@@ -45,11 +53,11 @@ def memory_rows(memory: Memory) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     reviews = f"[{','.join(to_json(review) for review in memory.reviews)}]" if memory.reviews else "[]"
     own = (
         memory.id,
-        memory.scope,
+        storable(memory.scope),
         fingerprint(memory.question),
         memory.kind.value,
         memory.judgement,
-        memory.category,
+        storable(memory.category),
         memory.state.value,
         memory.uses,
         memory.wins,
@@ -57,19 +65,19 @@ def memory_rows(memory: Memory) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         memory.updated_at,
         memory.expires_at,
         memory.replaced_by,
-        memory.provenance.episode_id,
+        storable(memory.provenance.episode_id),
         bool(memory.caption),
     )
     texts = (
-        memory.question,
-        memory.caption,
-        memory.workflow,
-        memory.plan,
-        memory.incorrect_plan,
+        storable(memory.question),
+        storable(memory.caption),
+        storable(memory.workflow),
+        storable(memory.plan),
+        storable(memory.incorrect_plan),
         reviews,
         to_json(memory.provenance),
     )
-    return storable_row(own), storable_row(texts)
+    return own, texts
 
 
 def memory(row: sqlite3.Row) -> Memory:

@@ -6,7 +6,16 @@ import pytest
 from past import TITAN, episode, search_step
 
 from mia.errors import ModelUnavailable, ReplayMismatch
-from mia.memory.compress import CATEGORIES, Category, RULES, WORDS, Compressor, compress_by_rules, problem_with, read_workflow
+from mia.memory.compress import (
+    CATEGORIES,
+    Category,
+    RULES,
+    WORDS,
+    Compressor,
+    compress_by_rules,
+    problem_with,
+    read_workflow,
+)
 from mia.models.base import ChatReply
 from mia.models.ledger import Budget, Ledger
 from mia.models.scripted import ScriptedModel

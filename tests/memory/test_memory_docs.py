@@ -19,8 +19,8 @@ def test_the_example_runs_offline(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert '<memory judgement="correct">' in done.stdout
-    assert "'value': 1.0" in done.stdout
-    assert done.stdout.rstrip().endswith("Who discovered Saturn's largest moon?")
+    assert "'value': 0.5" in done.stdout
+    assert done.stdout.rstrip().endswith("2 Who discovered Saturn's largest moon?")
 
 
 def test_the_page_names_every_command() -> None:
