@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from mia.embeddings.base import Embedder
 from mia.errors import StoreError
 from mia.memory import score
-from mia.store.base import MemoryStore, MemoryVectors, storable
-
-EMBEDDED_CHARACTERS = 8_000
-"""An embedder reads the first few hundred words; a text of ten megabytes is not to keep it busy for minutes."""
+from mia.store.base import EMBEDDED_CHARACTERS, MemoryStore, MemoryVectors, storable
 
 
 class Vectorizer:

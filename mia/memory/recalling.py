@@ -49,6 +49,7 @@ class _Chosen:
     """A candidate after selection, still without its texts."""
 
     sequence: int
+    created_at: float
     correct: bool
     ranked: score.Ranked
     total: float
@@ -97,10 +98,9 @@ class Recaller:
             shown = [one for one in chosen if not one.ranked.passed_over]
             texts = self._store.numbered([one.sequence for one in shown])
             names = self._store.named([one.sequence for one in chosen])
-            # Between choosing and reading, another process may have forgotten or purged one: choose again.
-            if len(names) == len(chosen) and all(
-                one.sequence in texts and texts[one.sequence].state is MemoryState.ACTIVE for one in shown
-            ):
+            # Between choosing and reading, another process may have forgotten or purged one, and its number may have
+            # gone to another memory: then choose again.
+            if len(names) == len(chosen) and all(_is_there(one, texts) for one in shown):
                 break
         else:
             raise StoreError(
@@ -200,6 +200,7 @@ class Recaller:
         chosen = [
             _Chosen(
                 sequence=int(candidates.sequence[one.index]),
+                created_at=float(candidates.created_at[one.index]),
                 correct=bool(candidates.correct[one.index]),
                 ranked=one,
                 total=float(scores.total[one.index]),
@@ -208,6 +209,11 @@ class Recaller:
             for one in ranked
         ]
         return sum(pool.considered for pool in pools), chosen
+
+
+def _is_there(one: _Chosen, texts: dict[int, Memory]) -> bool:
+    memory = texts.get(one.sequence)
+    return memory is not None and memory.state is MemoryState.ACTIVE and memory.created_at == one.created_at
 
 
 def _gather(shelves: Sequence[Shelf], pools: Sequence[Pool]) -> score.Candidates:

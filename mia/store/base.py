@@ -33,18 +33,21 @@ from mia.types import Episode, Memory, MemoryKind, MemoryState, Verdict
 
 T = TypeVar("T")
 
+EMBEDDED_CHARACTERS = 8_000
+"""Of a question or caption, so many characters are embedded."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_WORD = re.compile(r"\w+")
+_BETWEEN_WORDS = re.compile(r"\W+")
 
 
 def storable(text: str) -> str:
     """The text with lone surrogates, which UTF-8 cannot write, as U+FFFD. All else, NUL included, is kept."""
-    return _SURROGATE.sub("\ufffd", text)
+    # Most text is ASCII, and says so at no cost.
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def fingerprint(question: str) -> int:
     """A 63-bit hash of the words of a question, whatever their case and punctuation: near-duplicates share it."""
-    words = "\x00".join(_WORD.findall(question.casefold()))
+    words = _BETWEEN_WORDS.sub(" ", question.casefold()).strip()
     return int.from_bytes(hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=8).digest(), "big") >> 1
 
 
@@ -143,7 +146,8 @@ class Change:
     sequence: int
     at: float
     action: str
-    """add, replace, forget, restore, quarantine, expire, credit, categorise, roll back, purge, erase."""
+    """add, replace, forget, restore, quarantine, expire, credit, categorise, roll back, purge, erase, repair,
+    reembed."""
     memory_id: str
     """Empty for what concerns no single memory."""
     scope: str
@@ -155,17 +159,73 @@ class Change:
 
 
 @dataclass(frozen=True)
+class KeptEpisode:
+    """An episode as the store keeps it."""
+
+    episode: Episode
+    scope: str
+    absorbed: bool
+    """Its lesson has been drawn."""
+    lessons: tuple[str, ...] = ()
+    """The memories that were made of it."""
+
+
+@dataclass(frozen=True)
 class Erased:
     """What was removed for good, so that copies elsewhere can be removed too."""
 
-    memories: tuple[str, ...]
-    episodes: tuple[str, ...]
-    runs: tuple[str, ...]
+    memories: tuple[str, ...] = ()
+    episodes: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
     """The runs of those episodes."""
-    images: tuple[str, ...]
+    images: tuple[str, ...] = ()
     """SHA-256 of images that no episode holds any more."""
-    copies: tuple[Path, ...]
+    copies: tuple[Path, ...] = ()
     """The places where copies of this store's episodes were written (`register_copy`)."""
+    backups: tuple[Path, ...] = ()
+    """Copies of the whole store, from before its schema was changed or it was repaired; they were removed."""
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What a rollback did."""
+
+    to: int
+    """The audit's sequence number of the last change that stands."""
+    changes: tuple[Change, ...]
+    """What was written into the audit, in the order in which it was done: the newest changes were undone first."""
+    lost: tuple[str, ...]
+    """Ids of memories that were there at that moment and were purged or erased since: they cannot come back."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a scope and all below it hold."""
+
+    states: Mapping[str, int]
+    """How many memories are in each state; the counts down to `newest` are of the active ones."""
+    expired: int
+    """How many of the active ones are not shown any more."""
+    judgements: Mapping[str, int]
+    kinds: Mapping[str, int]
+    categories: Mapping[str, int]
+    origins: Mapping[str, int]
+    uses: int
+    wins: int
+    oldest: float | None
+    """When the oldest was made; None if there is none."""
+    newest: float | None
+    episodes: int
+    queue: Mapping[str, int]
+    """What waits for a model, by task."""
+    changes: int
+    """Entries of the audit."""
+    space: str
+    """The embedding space of the whole store; empty while it has no vectors."""
+    database_bytes: int
+    """Of the whole store, as are the two below."""
+    log_bytes: int
+    cache_bytes: int
 
 
 class Reading(Protocol):
@@ -217,6 +277,11 @@ class Writing(Reading, Protocol):
         """Returns the ids of those that it changed."""
         ...
 
+    def evict(self, scope: str, most: int) -> tuple[str, ...]:
+        """Where exactly this scope has more than `most` active memories, forget down to 99 % of it: the expired first,
+        then those that won least for their trials, the oldest first among equals. Returns the ids of the forgotten."""
+        ...
+
     def enqueue(self, task: Task, subject: str, *, scope: str, error: str, delay: float) -> None:
         """Put into the queue, or count one more attempt, to be retried after `delay` seconds."""
         ...
@@ -247,6 +312,11 @@ class MemoryStore(Reading, Protocol):
 
     def census(self, scope: str) -> Census:
         """Of exactly this scope."""
+        ...
+
+    def mark(self, revision: int) -> str:
+        """What happened at a revision, as far as no other history has it: two stores, or a store and a copy of it that
+        went another way, differ in it. Empty for a revision that is not there."""
         ...
 
     # ── memories
@@ -310,6 +380,44 @@ class MemoryStore(Reading, Protocol):
         """The newest changes first; `before`: only those with a smaller sequence."""
         ...
 
+    def statistics(self, scope: str | None = None) -> Statistics:
+        """What a scope and all below it hold (None: the whole store)."""
+        ...
+
+    # ── going back, and removing for good
+
+    def rollback(self, to: float | int, *, scope: str | None = None) -> Rollback:
+        """Make a scope and all below it (None: the whole store) what it was at a time, or after a change of the audit
+        (an int: its sequence number). What was added since is forgotten; verdicts counted since are taken back. All of
+        it is in the audit, and can be rolled back."""
+        ...
+
+    def purge(
+        self, *, scope: str | None = None, before: float | None = None, ids: Collection[str] | None = None
+    ) -> Erased:
+        """Remove for good what is forgotten, replaced or expired, and has been since `before`: of a scope and all below
+        it (None: of all), and of these ids only where they are given. What is quarantined goes only by id, and what is
+        in sight never. A late verdict for a purged memory does not find it."""
+        ...
+
+    def erase(
+        self,
+        *,
+        scope: str | None = None,
+        memory_ids: Collection[str] = (),
+        episode_ids: Collection[str] = (),
+        question_ids: Collection[str] = (),
+    ) -> Erased:
+        """Remove for good, in whatever state, and from every file of the store: all of a scope and below it; these
+        memories (not the episodes they were made of); these episodes, and all episodes of these questions, with the
+        memories made of them. With them go credits, queue entries, what the audit says of them, and what other episodes
+        were shown of the memories; what a model repeated of them in an answer or a plan stays. Counts that other
+        memories owe to them stay. Without arguments it finishes an erasure that was cut short.
+
+        Raises StoreError if the rows are gone and their traces on the disk could not be removed: called again, it
+        finishes that."""
+        ...
+
     # ── episodes
 
     def save_episode(self, episode: Episode, *, scope: str = "default") -> None:
@@ -325,6 +433,10 @@ class MemoryStore(Reading, Protocol):
         ...
 
     def count_episodes(self) -> int: ...
+
+    def export_episodes(self, scope: str | None) -> Iterator[KeptEpisode]:
+        """Every episode of a scope and all below it (None: of all), the first saved first."""
+        ...
 
     def register_copy(self, place: Path) -> None:
         """Remember a folder in which copies of this store's episodes are written, so that erasure finds them."""

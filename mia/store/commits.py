@@ -10,10 +10,12 @@ thread that is alone waits for nobody.
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -43,6 +45,36 @@ class _Piece(Generic[W, T]):
         return self.result
 
 
+class _CtrlCHeldBack:
+    """Ctrl-C waits until what was begun is committed: between a commit and its acknowledgement there is no good moment
+    for it, and a leader works for other threads too. A second one does not wait.
+
+    Only the main thread is ever interrupted, and only where nobody has put a handler of his own.
+    """
+
+    def __init__(self) -> None:
+        self._noted = False
+
+    def __enter__(self) -> None:
+        self._holds = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self._holds:
+            signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *failure: object) -> None:
+        if self._holds:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self._noted:
+                raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._noted:
+            raise KeyboardInterrupt
+        self._noted = True
+
+
 class Commits(Generic[W]):
     """The line of writers before one connection.
 
@@ -67,6 +99,12 @@ class Commits(Generic[W]):
         """Run the work and commit it, perhaps together with others'. Raises what the work raises, or what the commit
         raises; the work has then left no trace."""
         piece: _Piece[W, T] = _Piece(work)
+        with _CtrlCHeldBack():
+            self._queue_up(piece)
+        return piece.outcome()
+
+    def _queue_up(self, piece: _Piece[W, T]) -> None:
+        """Return when the piece is done."""
         with self._guard:
             self._line.append(piece)  # type: ignore[arg-type]
             leads = not self._led
@@ -74,51 +112,31 @@ class Commits(Generic[W]):
             if len(self._line) >= self._writers:
                 self._gathered.set()
         if not leads:
-            self._wait(piece)  # type: ignore[arg-type]
+            piece.turn.acquire()
         if not piece.done:
             self._lead()
-        return piece.outcome()
-
-    def _wait(self, piece: _Piece[W, object]) -> None:
-        """Until the piece is done, or is to lead."""
-        try:
-            piece.turn.acquire()
-        except BaseException:
-            # Ctrl-C: nobody waits for the piece any more, so it must not be handed the lead, nor keep it.
-            with self._guard:
-                if piece in self._line:
-                    self._line.remove(piece)
-                    if not piece.turn.locked():
-                        self._hand_on()
-            raise
 
     def _lead(self) -> None:
         """Commit a batch in which our own piece is first, and hand the lead on."""
-        batch: list[_Piece[W, object]] = []
+        if self._writers > 1:
+            self._gathered.wait(GATHERING_SECONDS)
+        with self._guard:
+            batch, self._line = self._line[:MOST], self._line[MOST:]
+            self._writers = max(len(batch), self._writers - 1)
+            self._gathered.clear()
         try:
-            if self._writers > 1:
-                self._gathered.wait(GATHERING_SECONDS)
-            with self._guard:
-                batch, self._line = self._line[:MOST], self._line[MOST:]
-                self._writers = max(len(batch), self._writers - 1)
-                self._gathered.clear()
             with self.writing:
                 self._commit(batch)
         finally:
             with self._guard:
-                # After Ctrl-C in the middle our own piece is gone, and the others are not done: they go back.
-                undone = [piece for piece in batch[1:] if not piece.done]
-                self._line = undone + (self._line if batch else self._line[1:])
-                self._hand_on()
+                # What is not done goes back, and whoever is at the head of the line leads now.
+                self._line = [piece for piece in batch[1:] if not piece.done] + self._line
+                self._led = bool(self._line)
+                if self._led:
+                    self._line[0].turn.release()
             for piece in batch[1:]:
                 if piece.done:
                     piece.turn.release()
-
-    def _hand_on(self) -> None:
-        """Whoever is at the head of the line leads now. The guard is held."""
-        self._led = bool(self._line)
-        if self._led:
-            self._line[0].turn.release()
 
     def _commit(self, batch: list[_Piece[W, object]]) -> None:
         """Run the pieces and commit; if one of them raises, each in a transaction of its own."""

@@ -16,18 +16,35 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import mia
+from mia.embeddings.base import Embedder
 from mia.errors import RecordError, StoreError
 from mia.redaction import Redactor
-from mia.store import rows
-from mia.store.base import Census, Change, Changes, MemoryVectors, Task, Waiting, Writing, storable
+from mia.store import audit, checking, erasing, history, reembedding, rows, statistics
+from mia.store.base import (
+    Census,
+    Change,
+    Changes,
+    Erased,
+    KeptEpisode,
+    MemoryVectors,
+    Rollback,
+    Statistics,
+    Task,
+    Waiting,
+    Writing,
+    storable,
+)
+from mia.store.checking import Problem, Repair, Report
 from mia.store.commits import Commits
+from mia.store.conditions import below, within
 from mia.store.migrations import MIGRATIONS, backup_name
+from mia.store.reembedding import Reembedding
 from mia.store.rows import LIST, MEMORIES, MEMORIES_WITH_VECTORS, json_list
 from mia.store.writing import SqliteWriting
 from mia.types import Episode, Memory, MemoryKind, MemoryState, load_episode
@@ -36,6 +53,8 @@ T = TypeVar("T")
 
 APPLICATION_ID = 0x4D494131
 """Marks the file as ours ("MIA1")."""
+OLDEST_SQLITE = (3, 35, 0)
+"""The first one that knows RETURNING."""
 BUSY_SECONDS = 5.0
 """How long SQLite itself waits, before we ask again."""
 PATIENCE_SECONDS = 60.0
@@ -64,10 +83,15 @@ _TROUBLE = {
         "check the disk: space, quota, connection; nothing was half written",
     ),
     sqlite3.SQLITE_CORRUPT: ("is damaged", "mia memory check --salvage rescued.jsonl, to save all that can be read"),
-    sqlite3.SQLITE_NOTADB: ("is no SQLite database", "name another file with memory.path"),
+    sqlite3.SQLITE_NOTADB: (
+        "is no SQLite database",
+        "name another file with memory.path; if it was a memory once: mia memory check --salvage rescued.jsonl",
+    ),
     sqlite3.SQLITE_TOOBIG: ("cannot hold a text of this size", "shorten it; a gigabyte is the limit"),
     sqlite3.SQLITE_NOMEM: ("cannot be used: memory ran out", "close other programs and run it again"),
 }
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class SqliteStore:
@@ -78,6 +102,12 @@ class SqliteStore:
     """
 
     def __init__(self, path: Path, redactor: Redactor | None = None) -> None:
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise StoreError(
+                f"this Python has SQLite {sqlite3.sqlite_version}.",
+                wanted=f"SQLite {'.'.join(map(str, OLDEST_SQLITE))} or newer",
+                hint="use a newer Python: SQLite comes with it, or with your system",
+            )
         self._path = path
         self._redactor = redactor or Redactor()
         self._reading_lock = threading.Lock()
@@ -114,10 +144,13 @@ class SqliteStore:
         return self._read(rows.space)
 
     def changes(self, scope: str, since: int, *, known: int = 0) -> Changes:
-        return self._read(lambda connection: rows.changes(connection, scope, since, known))
+        return self._read_at_once(lambda connection: rows.changes(connection, scope, since, known))
 
     def alike(self, scope: str, kind: MemoryKind, question: str) -> Sequence[tuple[Memory, MemoryVectors]]:
         return self._read(lambda connection: rows.alike(connection, scope, kind, question))
+
+    def absorbed(self, episode_ids: Collection[str]) -> frozenset[str]:
+        return self._read(lambda connection: rows.absorbed(connection, episode_ids))
 
     def census(self, scope: str) -> Census:
         def count(connection: sqlite3.Connection) -> Census:
@@ -132,7 +165,11 @@ class SqliteStore:
                 last=last,
             )
 
-        return self._read(count)
+        return self._read_at_once(count)
+
+    def mark(self, revision: int) -> str:
+        found = self._select("SELECT at, action, memories, memory_id FROM audit WHERE sequence = ?", revision)
+        return " ".join(repr(value) for value in found[0]) if found else ""
 
     # ── memories ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -178,7 +215,7 @@ class SqliteStore:
         states: Collection[MemoryState] = (MemoryState.ACTIVE,),
         judgement: str | None = None,
     ) -> tuple[Memory, ...]:
-        where, values = _within(scope, states)
+        where, values = within(scope, states)
         if judgement is not None:
             where, values = f"{where} AND judgement = ?", (*values, judgement)
         found = self._select(
@@ -189,23 +226,22 @@ class SqliteStore:
     def count_memories(
         self, scope: str | None = None, *, states: Collection[MemoryState] = (MemoryState.ACTIVE,)
     ) -> int:
-        where, values = _within(scope, states)
+        where, values = within(scope, states)
         return int(self._select(f"SELECT count(*) FROM memories WHERE {where}", *values)[0][0])
 
     def export(self, scope: str | None) -> Iterator[tuple[Memory, MemoryVectors]]:
-        where, values = _within(scope, tuple(MemoryState))
+        where, values = within(scope, tuple(MemoryState))
         last = 0
+
+        def read(connection: sqlite3.Connection) -> tuple[str, list[sqlite3.Row]]:
+            statement = f"{MEMORIES_WITH_VECTORS} WHERE {where} AND sequence > ? ORDER BY sequence LIMIT ?"
+            return rows.space(connection), connection.execute(statement, (*values, last, EXPORT_PAGE)).fetchall()
+
         while True:
             # A page at a time, and no statement left open between: an export of hours holds up nobody.
-            page = self._select(
-                f"{MEMORIES_WITH_VECTORS} WHERE {where} AND sequence > ? ORDER BY sequence LIMIT ?",
-                *values,
-                last,
-                EXPORT_PAGE,
-            )
+            space, page = self._read_at_once(read)
             if not page:
                 return
-            space = self.space()
             for row in page:
                 yield rows.memory(row), rows.memory_vectors(space, row["question_vector"], row["caption_vector"])
             last = page[-1]["sequence"]
@@ -213,14 +249,14 @@ class SqliteStore:
     # ── the queue and the audit ───────────────────────────────────────────────────────────────────────────────────
 
     def queue(self, scope: str | None = None) -> tuple[Waiting, ...]:
-        where, values = _below(scope)
+        where, values = below(scope)
         found = self._select(f"SELECT * FROM queue WHERE {where} ORDER BY since, task, subject", *values)
         return tuple(Waiting(**{**dict(row), "task": Task(row["task"])}) for row in found)
 
     def audit(
         self, *, memory_id: str = "", scope: str | None = None, limit: int, before: int | None = None
     ) -> tuple[Change, ...]:
-        where, values = _below(scope)
+        where, values = below(scope)
         if memory_id:
             # A credit concerns several memories at once.
             where = f"{where} AND (memory_id = ? OR EXISTS (SELECT 1 FROM json_each(memories) WHERE value = ?))"
@@ -228,12 +264,105 @@ class SqliteStore:
         if before is not None:
             where, values = f"{where} AND sequence < ?", (*values, before)
         found = self._select(
-            f"SELECT sequence, at, action, memory_id, scope, reason, before, after FROM audit WHERE {where} "
-            "ORDER BY sequence DESC LIMIT ?",
+            f"SELECT {audit.COLUMNS} FROM audit WHERE {where} ORDER BY sequence DESC LIMIT ?",
             *values,
             limit,
         )
-        return tuple(_change(dict(row)) for row in found)
+        return tuple(audit.change(row) for row in found)
+
+    def statistics(self, scope: str | None = None) -> Statistics:
+        return self._read_at_once(
+            lambda connection: statistics.statistics(connection, scope, path=self._path, cache=self.cache)
+        )
+
+    # ── going back, and removing for good ─────────────────────────────────────────────────────────────────────────
+
+    def rollback(self, to: float | int, *, scope: str | None = None) -> Rollback:
+        return self.transaction(lambda _: history.rollback(self._writer, to, scope))
+
+    def purge(
+        self, *, scope: str | None = None, before: float | None = None, ids: Collection[str] | None = None
+    ) -> Erased:
+        return self.transaction(lambda _: erasing.purge(self._writer, scope=scope, before=before, ids=ids))
+
+    def erase(
+        self,
+        *,
+        scope: str | None = None,
+        memory_ids: Collection[str] = (),
+        episode_ids: Collection[str] = (),
+        question_ids: Collection[str] = (),
+    ) -> Erased:
+        selection = erasing.Selection(scope, memory_ids, episode_ids, question_ids)
+        with self._explained():
+            # Neither the writer nor the reader: only here what is deleted is overwritten at once, and VACUUM wants to
+            # be alone on its connection.
+            connection = _connect(self._path)
+            try:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA secure_delete = ON")
+                if not selection and not erasing.is_pending(connection):
+                    return Erased()
+                with _transaction(connection, "BEGIN IMMEDIATE"):
+                    erased = erasing.erase_rows(connection, selection, erasing.backups(self._path))
+                self._take_off_the_disk(connection, erased)
+            finally:
+                connection.close()
+        return erased
+
+    def _take_off_the_disk(self, connection: sqlite3.Connection, erased: Erased) -> None:
+        """Whatever deleted rows leave behind in files."""
+        try:
+            erasing.remove_files(self.cache, erased.backups)
+            _patiently(lambda: connection.execute("VACUUM"))
+            _empty_log(connection)
+            with _transaction(connection, "BEGIN IMMEDIATE"):
+                erasing.cross_out(connection)
+            # The note itself holds ids only: it may stay in the log where somebody is reading.
+            connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise StoreError(
+                f"the rows are erased from '{self._path}', but traces of them are still in its files ({error}).",
+                wanted="no other process at work on the memory, and room on the disk for a copy of it",
+                hint="run the same command again: it finishes what is left",
+            ) from error
+
+    def check(self) -> Report:
+        """Whether all of it is sound: see `checking`. Changes nothing."""
+        try:
+            return self._read_at_once(lambda connection: checking.examine(connection, self.location))
+        except StoreError as error:
+            # On a damaged file, even to end the reading may fail.
+            if not isinstance(error.__cause__, sqlite3.DatabaseError) or _code(error.__cause__) not in _DAMAGED:
+                raise
+            return checking.unreadable(self.location, str(error.__cause__))
+
+    def repair(self) -> Repair:
+        """Mend what can be mended without losing anything, after a copy of the store was laid beside it."""
+        found = [problem for problem in self.check().problems if problem.repairable]
+        if not found:
+            return Repair((), self.check(), None)
+        backup = self._path.with_name(f"{self._path.name}.{time.strftime('%Y%m%d-%H%M%S')}-repair-backup")
+
+        def mend(_: Writing) -> tuple[Problem, ...]:
+            # As it is now, under the lock: another process may have changed it meanwhile.
+            report = checking.examine(self._writer, self.location)
+            problems = tuple(dict.fromkeys(problem for problem in report.problems if problem.repairable))
+            _copy(self._path, backup)
+            for kind in dict.fromkeys((problem.kind, problem.subject) for problem in problems):
+                checking.mend(self._writer, *kind)
+            return problems
+
+        return Repair(self.transaction(mend), self.check(), backup)
+
+    def reembed(self, embedder: Embedder, on_progress: Callable[[Reembedding], None]) -> Reembedding:
+        """Change the embedder of the store, while it is in use: see `reembedding`. Called again after it was cut short,
+        it goes on; with yet another embedder, it begins anew."""
+
+        def write(work: Callable[[sqlite3.Connection], T]) -> T:
+            return self.transaction(lambda _: work(self._writer))
+
+        return reembedding.reembed(self._read, write, embedder, on_progress)
 
     # ── episodes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -254,6 +383,24 @@ class SqliteStore:
 
     def count_episodes(self) -> int:
         return int(self._select("SELECT count(*) FROM episodes")[0][0])
+
+    def export_episodes(self, scope: str | None) -> Iterator[KeptEpisode]:
+        where, values = below(scope)
+        last = 0
+        while True:
+            page = self._select(
+                f"SELECT sequence, json, scope, absorbed, lessons FROM episodes WHERE {where} AND sequence > ? "
+                "ORDER BY sequence LIMIT ?",
+                *values,
+                last,
+                EXPORT_PAGE,
+            )
+            for row in page:
+                lessons = tuple(json.loads(row["lessons"]))
+                yield KeptEpisode(load_episode(row["json"]), row["scope"], bool(row["absorbed"]), lessons)
+            if not page:
+                return
+            last = page[-1]["sequence"]
 
     def register_copy(self, place: Path) -> None:
         def register(_: Writing) -> None:
@@ -283,6 +430,15 @@ class SqliteStore:
     def _read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         with self._reading_lock, self._explained():
             return _patiently(lambda: question(self._reader))
+
+    def _read_at_once(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """Where the answer takes several statements, all see the store at one moment."""
+
+        def ask(connection: sqlite3.Connection) -> T:
+            with _transaction(connection, "BEGIN"):
+                return question(connection)
+
+        return self._read(ask)
 
     def _select(self, statement: str, *values: Any) -> list[sqlite3.Row]:
         return self._read(lambda connection: connection.execute(statement, values).fetchall())
@@ -343,21 +499,30 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             # Read again under the lock: another process may have migrated meanwhile.
             version = _schema_version(connection)
             if version < len(MIGRATIONS):
-                if version:
-                    _back_up(path, version)
+                if version and _holds_anything(connection):
+                    _copy(path, backup_name(path, version))
                 _migrate(connection, version)
     # A newer MIA may have got in between.
     _refuse_strangers(connection, path)
 
 
-def _back_up(path: Path, version: int) -> None:
-    """Copy the store as it is beside it. Called while we hold the write lock, so that nobody migrates meanwhile."""
-    backup = backup_name(path, version)
+def _holds_anything(connection: sqlite3.Connection) -> bool:
+    statement = "SELECT EXISTS (SELECT 1 FROM memories) OR EXISTS (SELECT 1 FROM episodes)"
+    return bool(connection.execute(statement).fetchone()[0])
+
+
+def _copy(path: Path, backup: Path) -> None:
+    """Copy the store as it is committed. Called while we hold the write lock, so that nobody changes it meanwhile."""
     unfinished = backup.with_name(f"{backup.name}.unfinished")
     unfinished.unlink(missing_ok=True)
     source, target = _connect(path), _connect(unfinished)
     try:
         source.backup(target)
+    except BaseException:
+        # On a full disk it would be in the way of those who make room.
+        target.close()
+        unfinished.unlink(missing_ok=True)
+        raise
     finally:
         source.close()
         target.close()
@@ -394,13 +559,28 @@ def _refuse_strangers(connection: sqlite3.Connection, path: Path) -> None:
 @contextmanager
 def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
     """Commit at the end; undo everything if anything is raised."""
-    _patiently(lambda: connection.execute(begin))
+    if connection.in_transaction:
+        # Ctrl-C fell between two instructions of an earlier one.
+        connection.execute("ROLLBACK")
     try:
+        _patiently(lambda: connection.execute(begin))
         yield
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def _empty_log(connection: sqlite3.Connection) -> None:
+    """Fold the write-ahead log into the database and cut it to nothing. Raises sqlite3.OperationalError."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        (busy, _, _) = _patiently(lambda: connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone())
+        if not busy:
+            return
+        if time.monotonic() >= deadline:
+            raise sqlite3.OperationalError("another process reads an older state, which keeps the write-ahead log")
+        time.sleep(0.05)
 
 
 def _patiently(action: Callable[[], T]) -> T:
@@ -422,24 +602,3 @@ def _code(error: sqlite3.DatabaseError) -> int:
 
 def _schema_version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-# ── conditions ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _below(scope: str | None) -> tuple[str, tuple[object, ...]]:
-    """The condition for a scope and all below it, and its values."""
-    if scope is None:
-        return "TRUE", ()
-    scope = storable(scope)
-    # "0" follows "/" in the order of letters: everything that begins with "scope/" lies between the two.
-    return "(scope = ? OR (scope >= ? AND scope < ?))", (scope, f"{scope}/", f"{scope}0")
-
-
-def _within(scope: str | None, states: Collection[MemoryState]) -> tuple[str, tuple[object, ...]]:
-    where, values = _below(scope)
-    return f"{where} AND state IN {LIST}", (*values, json_list(state.value for state in states))
-
-
-def _change(row: Mapping[str, Any]) -> Change:
-    return Change(**{**row, "before": json.loads(row["before"]), "after": json.loads(row["after"])})

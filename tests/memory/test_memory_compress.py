@@ -8,9 +8,9 @@ from past import TITAN, episode, search_step
 from mia.errors import ModelUnavailable, ReplayMismatch
 from mia.memory.compress import (
     CATEGORIES,
-    Category,
     RULES,
     WORDS,
+    Category,
     Compressor,
     compress_by_rules,
     problem_with,

@@ -27,23 +27,12 @@ from mia.config import MemorySettings
 from mia.errors import ConfigError, RecordError, StoreError
 from mia.memory.exchange import Imported, Refusal, export_jsonl, import_jsonl, write_jsonl
 from mia.memory.exchange.base import LONGEST_LINE
-from mia.memory.exchange.jsonl import KeptEpisode
 from mia.store import open_store
 from mia.store.base import MemoryStore
 from mia.store.sqlite import SqliteStore
-from mia.types import Memory, MemoryState, Outcome, Provenance, load_episode
+from mia.types import Memory, MemoryState, Outcome, Provenance
 
 SECRET = "sk-" + "proj-Abc123" * 6
-
-
-class Handing(SqliteStore):
-    """A store that hands out its episodes."""
-
-    def export_episodes(self, scope: str | None) -> Iterator[KeptEpisode]:
-        for row in self._select("SELECT json, scope, absorbed, lessons FROM episodes ORDER BY sequence"):
-            yield KeptEpisode(
-                load_episode(row["json"]), row["scope"], bool(row["absorbed"]), tuple(json.loads(row["lessons"]))
-            )
 
 
 @pytest.fixture
@@ -116,7 +105,7 @@ def test_a_text_of_ten_megabytes(store: SqliteStore, other: SqliteStore) -> None
 
 def test_episodes_with_their_scope_and_lessons(tmp_path: Path) -> None:
     kept = [episode(Outcome.CORRECT, id="ep-1"), episode(Outcome.UNJUDGED, id="ep-2"), episode(id="ep-3")]
-    with Handing(tmp_path / "one.db") as one, Handing(tmp_path / "two.db") as two:
+    with SqliteStore(tmp_path / "one.db") as one, SqliteStore(tmp_path / "two.db") as two:
         fill(one, [memory(0, provenance=Provenance(episode_id="ep-1"))])
 
         def save(writing: Any) -> None:

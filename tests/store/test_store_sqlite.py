@@ -10,66 +10,31 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy
 import pytest
+from stored import (
+    NONE,
+    RIGHT,
+    SPACE,
+    UNKNOWN,
+    WRONG,
+    a_memory,
+    an_episode,
+    counts,
+    credit,
+    insert,
+    set_expiry,
+    set_state,
+    vector,
+)
 
-from mia.embeddings.base import Vectors
 from mia.errors import RecordError, StoreError
-from mia.store import migrations, open_store, sqlite
-from mia.store.base import MemoryVectors, Writing
+from mia.store import open_store, sqlite
+from mia.store.base import MemoryVectors, Task, Writing
 from mia.store.sqlite import SqliteStore
-from mia.types import Answer, Episode, Memory, MemoryKind, Outcome, Provenance, Question, Review, Verdict, new_id
-
-SPACE = "test/2"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "memory.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[SqliteStore]:
-    with open_store(path) as store:
-        yield store
-
-
-def vector(*numbers: float) -> Vectors:
-    return numpy.array(numbers, dtype=numpy.float32)
-
-
-def a_memory(question: str = "Who found Titan?", **fields: object) -> Memory:
-    base = Memory(
-        id=new_id("mem"), question=question, workflow="1. look", judgement="correct", created_at=1, updated_at=1
-    )
-    return base.evolve(**fields)
-
-
-def insert(store: SqliteStore, memory: Memory, *, replaces: str = "", space: str = SPACE) -> Memory:
-    vectors = MemoryVectors(space, vector(1, 0), vector(0, 1) if memory.caption else None)
-    store.transaction(lambda writing: writing.insert(memory, vectors, replaces=replaces))
-    return memory
-
-
-def an_episode(id: str, *, run: str = "", question: str = "Who found Titan?") -> Episode:
-    return Episode(id=id, question=Question.of(question), run=run, started_at=1.5)
-
-
-def verdict(outcome: Outcome) -> Verdict:
-    return Verdict(outcome=outcome, judge="reference")
-
-
-def credit(store: SqliteStore, group: str, shown: set[str], outcome: Outcome, scope: str = "default") -> int:
-    return store.transaction(lambda writing: writing.credit(scope, group, shown, verdict(outcome)))
-
-
-def counts(store: SqliteStore, memory: Memory) -> tuple[int, int]:
-    found = store.memory(memory.id)
-    return found.uses, found.wins
-
+from mia.types import Answer, MemoryKind, MemoryState, Outcome, Provenance, Review
 
 # ── memories ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -87,6 +52,8 @@ def test_every_field_survives_a_restart(path: Path) -> None:
         provenance=Provenance(episode_id="ep-1", leaned_on=("mem-0",), compressed_by="rules"),
         created_at=1234.5,
         updated_at=1235.25,
+        expires_at=9e9,
+        state=MemoryState.QUARANTINED,
     )
     pair = a_memory(kind=MemoryKind.PLAN_PAIR, workflow="", plan="good", incorrect_plan="bad")
     with open_store(path) as store:
@@ -95,11 +62,14 @@ def test_every_field_survives_a_restart(path: Path) -> None:
     with open_store(path) as store:
         assert store.memory(memory.id) == memory
         assert store.memory(pair.id) == pair
-        (row,) = store.changes("tenant/project", 0).rows
-        assert (row.id, row.correct, row.category, row.uses, row.wins) == (memory.id, False, "human", 4, 2)
-        assert row.question.tolist() == [1, 0]
-        assert row.caption is not None
-        assert row.caption.tolist() == [0, 1]
+        ((kept, vectors),) = store.export("tenant")
+        assert kept == memory
+        assert vectors.space == SPACE
+        assert vectors.question.tolist() == [1, 0]
+        assert vectors.caption is not None
+        assert vectors.caption.tolist() == [0, 1]
+        ((_, vectors),) = store.export("default")
+        assert vectors.caption is None
 
 
 @pytest.mark.parametrize(
@@ -122,29 +92,126 @@ def test_any_text_is_kept(store: SqliteStore, text: str, kept: str) -> None:
 
 
 def test_a_replaced_memory_is_out_of_sight_and_not_forgotten(store: SqliteStore) -> None:
-    old = insert(store, a_memory(provenance=Provenance(episode_id="ep-1")))
+    old, new = (insert(store, a_memory()) for _ in range(2))
     seen = store.changes("default", 0).revision
-    new = insert(store, a_memory(provenance=Provenance(episode_id="ep-2")), replaces=old.id)
-    assert [memory.id for memory in store.list_memories("default", limit=10)] == [new.id]
-    assert store.count_memories("default") == store.count_memories() == 1
-    assert [memory.id for memory in store.memories_of(["ep-1", "ep-2"])] == [new.id]
-    assert store.memory(old.id).workflow == old.workflow
-    assert store.replaced_by(old.id) == new.id
-    assert store.replaced_by(new.id) == ""
-    assert {row.id: row.replaced for row in store.changes("default", seen).rows} == {old.id: True, new.id: False}
+    newest = insert(store, a_memory(), replaces=old.id)
+    assert [memory.id for memory in store.list_memories("default", limit=10)] == [newest.id, new.id]
+    assert store.count_memories("default") == store.count_memories() == 2
+    kept = store.memory(old.id)
+    assert (kept.state, kept.replaced_by, kept.workflow) == (MemoryState.REPLACED, newest.id, old.workflow)
+    rows = store.changes("default", seen).rows
+    names = store.named(rows.sequence.tolist())
+    assert {
+        names[sequence][0]: bool(active) for sequence, active in zip(rows.sequence.tolist(), rows.active, strict=True)
+    } == {
+        old.id: False,
+        newest.id: True,
+    }
     assert credit(store, "late", {old.id}, Outcome.CORRECT) == 1
     assert counts(store, old) == (2, 2)
 
 
+def test_what_is_active_because_of_episodes(store: SqliteStore) -> None:
+    memories = [insert(store, a_memory()) for _ in range(3)]
+    for number, lessons in enumerate((memories[:2], memories[1:2], memories[2:])):
+        store.transaction(
+            lambda writing, number=number, lessons=lessons: writing.save_episode(
+                an_episode(f"ep-{number}"), scope="default", absorbed=True, lessons=[one.id for one in lessons]
+            )
+        )
+    set_state(store, MemoryState.FORGOTTEN, memories[0])
+    store.save_episode(an_episode("ep-1"))  # Lessons once known stay known.
+    assert [memory.id for memory in store.memories_of(["ep-0", "ep-1"])] == [memories[1].id]
+    assert [memory.id for memory in store.memories_of(["ep-2", "ep-x"])] == [memories[2].id]
+
+
 def test_changes_are_those_since_a_revision_and_of_one_scope(store: SqliteStore) -> None:
-    first = insert(store, a_memory())
+    first = insert(store, a_memory(caption="a moon", created_at=3.0, expires_at=5.0))
     insert(store, a_memory(scope="other"))
     seen = store.changes("default", 0)
-    assert [row.id for row in seen.rows] == [first.id]
-    assert store.changes("default", seen.revision).rows == ()
+    rows = seen.rows
+    assert store.named(rows.sequence.tolist()) == {1: (first.id, first.question)}
+    assert (rows.new.tolist(), rows.questions.tolist(), rows.captions.tolist()) == ([True], [[1, 0]], [[0, 1]])
+    assert (rows.created_at.tolist(), rows.expires_at.tolist()) == ([3.0], [5.0])
+    assert len(store.changes("default", seen.revision).rows) == 0
     credit(store, "g", {first.id}, Outcome.INCORRECT)
-    (row,) = store.changes("default", seen.revision).rows
-    assert (row.id, row.uses, row.wins) == (first.id, 2, 1)
+    rows = store.changes("default", seen.revision, known=1).rows
+    assert (rows.sequence.tolist(), rows.uses.tolist(), rows.wins.tolist()) == ([1], [2], [1])
+    assert (rows.new.tolist(), rows.questions.size) == ([False], 0)
+
+
+def test_questions_of_the_same_words_are_alike(store: SqliteStore) -> None:
+    first = insert(store, a_memory("Who found Titan?"))
+    second = insert(store, a_memory("who FOUND titan"))
+    insert(store, a_memory("Who found Io?"))
+    insert(store, a_memory("Who found Titan?", scope="other"))
+    insert(store, a_memory("Who found Titan?", kind=MemoryKind.PLAN_PAIR))
+    set_state(store, MemoryState.QUARANTINED, insert(store, a_memory("Who found Titan?")))
+    alike = store.alike("default", MemoryKind.WORKFLOW, "who found titan!")
+    assert [memory.id for memory, _ in alike] == [first.id, second.id]
+    assert alike[0][1].question.tolist() == [1, 0]
+
+
+def test_what_waits_for_a_model_is_a_queue(store: SqliteStore) -> None:
+    def put(subject: str, error: str, scope: str = "default") -> None:
+        store.transaction(lambda writing: writing.enqueue(Task.COMPRESS, subject, scope=scope, error=error, delay=60))
+
+    put("mem-1", "down")
+    put("mem-2", "down", "default/project")
+    put("mem-1", "still down")
+    put("mem-3", "down", "other")
+    first, second = store.queue("default")
+    assert (first.subject, first.error, first.attempts) == ("mem-1", "still down", 2)
+    assert first.retry_at >= first.since + 60
+    assert second.subject == "mem-2"
+    assert len(store.queue()) == 3
+    store.transaction(lambda writing: writing.dequeue(Task.COMPRESS, ["mem-1", "mem-unknown"]))
+    store.transaction(lambda writing: writing.dequeue(Task.CATEGORISE, ["mem-2"]))
+    assert [entry.subject for entry in store.queue()] == ["mem-2", "mem-3"]
+
+
+def test_every_change_is_in_the_audit_with_before_and_after(store: SqliteStore) -> None:
+    memory, bystander = insert(store, a_memory()), insert(store, a_memory())
+    set_state(store, MemoryState.FORGOTTEN, memory)
+    assert set_state(store, MemoryState.FORGOTTEN, memory) == ()
+    store.transaction(lambda writing: writing.set_category(memory.id, "human"))
+    set_expiry(store, 7.0, memory)
+    credit(store, "g", {memory.id, bystander.id}, RIGHT)
+    changes = store.audit(memory_id=memory.id, limit=10)
+    assert [change.action for change in changes] == ["credit", "expire", "categorise", "forget", "add"]
+    credited, expired, categorised, forgotten, added = changes
+    assert (added.before, added.after) == ({}, {"state": "active", "uses": 1, "wins": 1})
+    assert forgotten.before == {"state": "active", "replaced_by": ""}
+    assert forgotten.after == {"state": "forgotten", "replaced_by": ""}
+    assert (categorised.before, categorised.after) == ({"category": "others"}, {"category": "human"})
+    assert (expired.before, expired.after) == ({"expires_at": None}, {"expires_at": 7.0})
+    assert credited.after["counts"] == {memory.id: [2, 2], bystander.id: [2, 2]}
+    assert [change.action for change in store.audit(limit=2, before=credited.sequence)] == ["expire", "categorise"]
+    assert store.audit(scope="default/below", limit=9) == ()
+
+
+def test_over_quota_the_least_valuable_are_forgotten_first(store: SqliteStore) -> None:
+    """150 memories; 100 may stay, so 99 do: the expired go first, then by (wins) / (trials + 2), the oldest first."""
+    expired = insert(store, a_memory(uses=9, wins=9, expires_at=1.0))
+    poor = insert(store, a_memory(uses=9, wins=1))
+    untried = [insert(store, a_memory()) for _ in range(146)]
+    good = insert(store, a_memory(uses=3, wins=3))
+    unborn = insert(store, a_memory(uses=0, wins=0))
+    insert(store, a_memory(scope="default/below", uses=9, wins=0))
+
+    def evict(most: int) -> tuple[str, ...]:
+        return store.transaction(lambda writing: writing.evict("default", most))
+
+    assert evict(150) == ()
+    gone = evict(100)
+    assert set(gone) == {expired.id, poor.id, unborn.id, *(memory.id for memory in untried[:48])}
+    assert store.count_memories("default") == 99 + 1
+    assert store.memory(good.id).state is MemoryState.ACTIVE
+    assert store.memory(poor.id).state is MemoryState.FORGOTTEN
+    assert store.audit(memory_id=poor.id, limit=1)[0].reason == "quota"
+    # Of few, one per cent is none: the best one stays.
+    assert len(evict(1)) == 98
+    assert [memory.id for memory in store.list_memories("default", limit=9)][1:] == [good.id]
 
 
 def test_the_newest_come_first_by_arrival_whatever_the_clock_says(store: SqliteStore) -> None:
@@ -178,7 +245,7 @@ def test_vectors_of_another_space_are_refused(store: SqliteStore) -> None:
 def test_a_transaction_that_raises_leaves_nothing(store: SqliteStore) -> None:
     def work(writing: Writing) -> None:
         writing.insert(a_memory(), MemoryVectors(SPACE, vector(1, 0)))
-        writing.save_episode(an_episode("ep-1"), absorbed=True)
+        writing.save_episode(an_episode("ep-1"), scope="default", absorbed=True)
         raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
@@ -190,8 +257,6 @@ def test_a_transaction_that_raises_leaves_nothing(store: SqliteStore) -> None:
 
 
 # ── credit ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-RIGHT, WRONG, NONE, UNKNOWN = Outcome.CORRECT, Outcome.INCORRECT, Outcome.NOT_ATTEMPTED, Outcome.UNJUDGED
 
 
 @pytest.mark.parametrize(
@@ -231,10 +296,13 @@ def test_a_later_verdict_on_other_memories_takes_the_earlier_back(store: SqliteS
 
 def test_groups_and_scopes_are_counted_apart(store: SqliteStore) -> None:
     memory = insert(store, a_memory())
-    assert credit(store, "g", {memory.id}, RIGHT, scope="other") == 0
+    assert credit(store, "g", {memory.id}, RIGHT, ["other"]) == 0
     assert credit(store, "g", {memory.id, "mem-unknown"}, RIGHT) == 1
     assert credit(store, "h", {memory.id}, WRONG) == 1
     assert counts(store, memory) == (3, 2)
+    # A scope credits what the levels above it share with it; the group is its own.
+    assert credit(store, "g", {memory.id}, RIGHT, ["default/project", "default"]) == 1
+    assert counts(store, memory) == (4, 3)
 
 
 def test_credits_survive_a_restart(path: Path) -> None:
@@ -268,7 +336,7 @@ def test_episodes_are_loaded_by_id_beginning_or_last(store: SqliteStore) -> None
 def test_an_absorbed_episode_stays_absorbed(store: SqliteStore) -> None:
     store.save_episode(an_episode("ep-1"))
     assert store.absorbed(["ep-1", "ep-2"]) == frozenset()
-    store.transaction(lambda writing: writing.save_episode(an_episode("ep-1"), absorbed=True))
+    store.transaction(lambda writing: writing.save_episode(an_episode("ep-1"), scope="default", absorbed=True))
     store.save_episode(an_episode("ep-1"))
     assert store.absorbed(["ep-1", "ep-2"]) == {"ep-1"}
 
@@ -339,46 +407,10 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
         other.execute("PRAGMA user_version = 99")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="has schema version 99; this MIA knows versions up to 1") as caught:
+    with pytest.raises(StoreError, match="has schema version 99; this MIA knows versions up to 2") as caught:
         open_store(path)
     assert caught.value.hint == "install the newer MIA that wrote it"
     assert path.read_bytes() == before
-
-
-def test_an_older_schema_is_brought_up_to_date(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_store(path) as store:
-        memory = insert(store, a_memory())
-
-    def grow(connection: sqlite3.Connection) -> None:
-        connection.execute("ALTER TABLE memories ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'")
-
-    monkeypatch.setattr(sqlite, "MIGRATIONS", (*migrations.MIGRATIONS, grow))
-    with open_store(path) as store:
-        assert store.memory(memory.id) == memory
-        insert(store, a_memory())
-    with sqlite3.connect(path) as other:
-        assert other.execute("PRAGMA user_version").fetchone() == (2,)
-        assert other.execute("SELECT colour FROM memories").fetchall() == [("red",), ("red",)]
-    other.close()
-
-
-def test_a_migration_that_fails_leaves_the_old_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_store(path) as store:
-        memory = insert(store, a_memory())
-
-    def fail(connection: sqlite3.Connection) -> None:
-        connection.execute("ALTER TABLE memories ADD COLUMN colour TEXT")
-        raise OSError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "MIGRATIONS", (*migrations.MIGRATIONS, fail))
-        with pytest.raises(OSError, match="power cut"):
-            open_store(path)
-    with open_store(path) as store:
-        assert store.memory(memory.id) == memory
-    with sqlite3.connect(path) as other:
-        assert "colour" not in {row[1] for row in other.execute("PRAGMA table_info (memories)")}
-    other.close()
 
 
 def test_a_damaged_file_is_named_as_such(path: Path) -> None:
@@ -405,7 +437,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(path: Path, monkeypatch
 
     def on_a_small_disk(*arguments: object, **options: object) -> sqlite3.Connection:
         connection = connect(*arguments, **options)
-        connection.execute("PRAGMA max_page_count = 60")
+        connection.execute("PRAGMA max_page_count = 80")
         return connection
 
     acknowledged = []
@@ -559,3 +591,11 @@ with open_store(Path({str(path)!r})) as store:
     assert [process.wait(60) for process in processes] == [0] * 4
     with open_store(path) as store:
         assert {episode.id for episode in store.list_episodes(limit=9)} == {f"ep-{number}" for number in range(4)}
+
+
+def test_an_old_sqlite_is_named_as_such(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(StoreError, match="has SQLite") as caught:
+        open_store(path)
+    assert caught.value.wanted == "SQLite 3.35.0 or newer"
+    assert not path.exists()

@@ -12,10 +12,9 @@ import base64
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO
 
 import numpy
 
@@ -35,7 +34,7 @@ from mia.memory.exchange.base import (
     writing_to,
 )
 from mia.scope import check_scope
-from mia.store.base import MemoryStore, MemoryVectors, Writing, storable
+from mia.store.base import KeptEpisode, MemoryStore, MemoryVectors, Writing, storable
 from mia.store.rows import to_json
 from mia.types import Episode, Memory, load_episode, load_memory
 
@@ -49,27 +48,6 @@ PROGRESS_EVERY = 256
 
 _LENGTH_TOLERANCE = 1e-3
 """How far from 1 the length of a vector may be."""
-
-
-@dataclass(frozen=True)
-class KeptEpisode:
-    """An episode with what the store knows of it."""
-
-    episode: Episode
-    scope: str
-    absorbed: bool
-    """Its lesson has been drawn."""
-    lessons: tuple[str, ...] = ()
-    """The ids of the memories that are held because of it."""
-
-
-@runtime_checkable
-class KeepsEpisodes(Protocol):
-    """A store that hands out its episodes one by one."""
-
-    def export_episodes(self, scope: str | None) -> Iterator[KeptEpisode]:
-        """Every episode of a scope and all below it (None: of all), the first saved first. Raises StoreError."""
-        ...
 
 
 # ── out ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -92,11 +70,7 @@ def export_jsonl(
     be embedded when it is imported. Raises RecordError, StoreError.
     """
     memories = store.export(scope)
-    kept: Iterator[KeptEpisode] = iter(())
-    if episodes:
-        if not isinstance(store, KeepsEpisodes):
-            raise StoreError(f"'{store.location}' cannot hand out its episodes.", hint="export the memories alone")
-        kept = store.export_episodes(scope)
+    kept = store.export_episodes(scope) if episodes else iter(())
     bare = ((memory, None) for memory, _ in memories)
     return write_jsonl(target, memories if vectors else bare, kept, force=force, on_progress=on_progress)
 
