@@ -95,7 +95,7 @@ def _store(config: Config) -> Finding:
     if not path.exists():
         return Finding("store", True, f"no memory yet; the first answer makes '{path}'")
     try:
-        with open_store(path, create=False) as store:
+        with open_store(path, create=False, redact=config.memory.redact) as store:
             return Finding(
                 "store", True, f"'{path}': {store.count_memories()} memories, {store.count_episodes()} episodes"
             )

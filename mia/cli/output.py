@@ -37,7 +37,9 @@ def result(text: str) -> None:
 
 def result_json(value: Any) -> None:
     """A result as one JSON document, for stdout."""
-    _write(sys.stdout, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    # JSON itself escapes only the characters below the space; the same text must not steer a terminal.
+    _write(sys.stdout, _CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", text) + "\n")
 
 
 @cache

@@ -92,6 +92,7 @@ async def _run(folder: Path, tasks: list[Task], config: Config, *, resume: bool,
     team = build_team(config)
     try:
         opened = open_run(folder, tasks, config, resume=resume)
+        _register(folder, config)
         if opened.done:
             output.note(f"{len(opened.done)} of {len(tasks)} questions are answered already.")
         progress = await _answer(opened, tasks, team, config)
@@ -103,6 +104,14 @@ async def _run(folder: Path, tasks: list[Task], config: Config, *, resume: bool,
         return progress
     finally:
         await team.close()
+
+
+def _register(folder: Path, config: Config) -> None:
+    """The folder will hold copies of the store's episodes: whoever erases them must find it."""
+    from mia.store import open_store
+
+    with open_store(config.store_path, redact=config.memory.redact) as store:
+        store.register_copy(folder)
 
 
 async def _answer(opened: Run, tasks: list[Task], team: Team, config: Config) -> Progress:

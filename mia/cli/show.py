@@ -30,18 +30,23 @@ def show(
     json: output.JsonFlag = False,
 ) -> None:
     """Show an episode: memories and why, plans, searches, reflection, verdict, citations, cost."""
-    found = _from_file(source, episode) if source is not None else _from_store(context, episode)
+    found = find_episode(context, source, episode)
     if json:
         output.result_json(found.model_dump(mode="json"))
     else:
         output.result("\n".join(_story(found, full=full)))
 
 
+def find_episode(context: typer.Context, source: Path | None, id: str) -> Episode:
+    """From a file of episodes, or from the store. Raises RecordError, StoreError."""
+    return _from_file(source, id) if source is not None else _from_store(context, id)
+
+
 def _from_store(context: typer.Context, id: str) -> Episode:
     from mia.store import open_store
 
     config = options.shared(context).config()
-    with open_store(config.store_path, create=False) as store:
+    with open_store(config.store_path, create=False, redact=config.memory.redact) as store:
         return store.load_episode(id)
 
 

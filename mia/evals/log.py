@@ -2,7 +2,8 @@
 
 A line is on the disk before its question counts as answered. Lines that arrive together are synced together, so many
 questions at once cost few syncs. A line that a crash tore off is cut away on opening; a broken line anywhere else is
-somebody's edit and refused by number. One process writes a log at a time.
+somebody's edit and refused by number. One process writes a log at a time. Secrets are blacked out before they are
+written, as in the memory store.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import asyncio
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from mia.errors import RecordError, StoreError
+from mia.redaction import Redactor
 from mia.store.base import storable
 from mia.types import Episode, load_episode
 
@@ -23,35 +26,21 @@ from mia.types import Episode, load_episode
 class EpisodeLog:
     """An append-only file of episodes, open for one run."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path, redactor: Redactor) -> None:
         self.path = path
+        self._redactor = redactor
         self._file = file
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
     @classmethod
-    def open(cls, path: Path) -> EpisodeLog:
+    def open(cls, path: Path, redactor: Redactor | None = None) -> EpisodeLog:
         """Open or create the log, cut a torn last line away, and end a whole one that lacks only its line break.
+        `redactor` blacks out what must not be stored; None: keys, tokens and passwords.
 
         Raises StoreError if the file cannot be written or another process writes it.
         """
-        try:
-            file = path.open("a+b")
-        except OSError as error:
-            raise StoreError(f"cannot write '{path}': {error.strerror}.") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise StoreError(
-                f"another process is writing '{path}'.", hint="wait for it, or give this run another --out"
-            ) from error
-        try:
-            _mend_last_line(file)
-        except OSError as error:
-            file.close()
-            raise StoreError(f"cannot write '{path}': {error.strerror}.") from error
-        return cls(file, path)
+        return cls(_open_locked(path, "a+b"), path, redactor or Redactor())
 
     def episodes(self) -> Iterator[Episode]:
         """The episodes that are in the file, one at a time. Raises RecordError naming a broken line."""
@@ -60,7 +49,8 @@ class EpisodeLog:
     async def append(self, episode: Episode) -> None:
         """Add one episode; returns when it is on the disk. Raises StoreError, and the file is then as before."""
         # Not model_dump_json: it refuses text with lone surrogates, which an episode may well hold.
-        line = storable(json.dumps(episode.model_dump(mode="json"), ensure_ascii=False)).encode() + b"\n"
+        page = self._redactor.model(episode).model_dump(mode="json")
+        line = storable(json.dumps(page, ensure_ascii=False)).encode() + b"\n"
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((line, done))
         if self._writer is None or self._writer.done():
@@ -121,6 +111,82 @@ def read_episodes(path: Path) -> Iterator[Episode]:
                         raise RecordError(f"'{path}', line {number}: {error.got}", hint=error.hint) from error
     except OSError as error:
         raise RecordError(f"cannot read '{path}': {error.strerror}.") from error
+
+
+def rewrite(path: Path, edit: Callable[[bytes], bytes]) -> bool:
+    """Replace each line by what `edit` makes of it (nothing, to take it out), at once or not at all; whether anything
+    changed. Lines come and go with their line breaks; those that stay keep every byte. `edit` is called twice for each.
+
+    Raises StoreError if the file cannot be written or another process writes it.
+    """
+    fresh = path.with_name(f"{path.name}.rewriting")
+    with _open_locked(path, "r+b") as file:
+        try:
+            fresh.unlink(missing_ok=True)  # Of a rewriting that was killed.
+            if all(edit(line) == line for line in _lines(file)):
+                return False
+            try:
+                with fresh.open("wb") as target:
+                    for line in _lines(file):
+                        target.write(edit(line))
+                    target.flush()
+                    os.fsync(target.fileno())
+                shutil.copymode(path, fresh)
+                fresh.replace(path)
+            except BaseException:
+                fresh.unlink(missing_ok=True)
+                raise
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise StoreError(f"cannot write '{path}': {error.strerror}.") from error
+    return True
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    return iter(file)
+
+
+def _open_locked(path: Path, mode: Literal["a+b", "r+b"]) -> BinaryIO:
+    """The log for reading and writing, its last line mended, for this process alone. Raises StoreError."""
+    while True:
+        try:
+            file = path.open(mode)
+        except OSError as error:
+            raise StoreError(f"cannot write '{path}': {error.strerror}.") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise StoreError(
+                f"another process is writing '{path}'.", hint="wait for it, or give this run another --out"
+            ) from error
+        try:
+            if _is_at(file, path):
+                _mend_last_line(file)
+                return file
+        except OSError as error:
+            file.close()
+            raise StoreError(f"cannot write '{path}': {error.strerror}.") from error
+        # Rewritten between opening and locking: what we hold has no name any more.
+        file.close()
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether this file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in it durable."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _mend_last_line(file: BinaryIO) -> None:

@@ -27,6 +27,7 @@ from mia.evals.log import EpisodeLog
 from mia.evals.summary import Summary
 from mia.events import OnEvent, ignore
 from mia.models.ledger import Account, Budget, Ledger
+from mia.redaction import Redactor
 from mia.team import Team
 from mia.types import Episode, StopReason, Task, Usage, new_id
 
@@ -37,7 +38,8 @@ MAY_DIFFER = re.compile(
     r"|models\.\w+(\.(timeout_seconds|max_attempts|max_retry_seconds|concurrency|api_key|api_key_env))"
 )
 """Settings that a resume may change: they bound the run or reach the same model, and cannot change an answer."""
-OWN_FILES = frozenset({"run.json", "episodes.jsonl", "summary.json"})
+LOG = "episodes.jsonl"
+OWN_FILES = frozenset({"run.json", LOG, "summary.json"})
 
 
 @dataclass
@@ -95,7 +97,7 @@ def open_run(folder: Path, tasks: Sequence[Task], config: Config, *, resume: boo
         except OSError as error:
             raise _unwritable(folder, error) from error
         # The log first: its lock keeps two processes from beginning in one folder.
-        log = EpisodeLog.open(folder / "episodes.jsonl")
+        log = EpisodeLog.open(folder / LOG, Redactor(config.memory.redact))
         on_failure.callback(log.release)
         summary, done = Summary(), set[str]()
         for episode in log.episodes():
@@ -108,6 +110,15 @@ def open_run(folder: Path, tasks: Sequence[Task], config: Config, *, resume: boo
             _begin(folder, page, begun=bool(done))
         on_failure.pop_all()
     return Run(id=str(page["id"]), folder=folder, log=log, summary=summary, done=done)
+
+
+def scope_of(folder: Path) -> str | None:
+    """Whose memories the run in this folder fills; None where its run.json cannot tell."""
+    try:
+        scope = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["memory"]["scope"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return scope if isinstance(scope, str) else None
 
 
 class Runner:

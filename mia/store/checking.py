@@ -254,7 +254,8 @@ def _changes(connection: sqlite3.Connection) -> Iterator[Problem]:
 
 def _erasure(connection: sqlite3.Connection) -> Iterator[Problem]:
     if erasing.is_pending(connection):
-        yield Problem("erasure", "", "an erasure was cut short: traces may be on the disk; mia memory erase finishes.")
+        sentence = "an erasure was cut short: traces may be on the disk; `mia memory check --repair` finishes it."
+        yield Problem("erasure", "", sentence)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import resource
+import signal
 from pathlib import Path
 
 import pytest
 
 from mia.errors import RecordError, StoreError
-from mia.evals.log import EpisodeLog, read_episodes
+from mia.evals.log import EpisodeLog, read_episodes, rewrite
+from mia.redaction import Redactor
 from mia.types import Answer, Episode, Question
 
 
@@ -86,3 +89,75 @@ async def test_half_a_character_in_an_episode_is_replaced_and_the_rest_kept(tmp_
     (kept,) = read_episodes(log.path)
     assert kept.answer is not None
     assert kept.answer.text == "half \ufffd of ☂"
+
+
+async def test_a_secret_is_blacked_out_before_it_is_written(tmp_path: Path) -> None:
+    key = "sk-proj-" + "Ab1" * 12
+    leaky = episode(1).evolve(answer=Answer(text=f"The key is {key}."))
+    log = EpisodeLog.open(tmp_path / "episodes.jsonl")
+    await log.append(leaky)
+    await log.close()
+    (kept,) = read_episodes(log.path)
+    assert kept.answer == Answer(text="The key is [redacted: api key].")
+    assert (kept.id, kept.question) == (leaky.id, leaky.question)
+    off = EpisodeLog.open(tmp_path / "off.jsonl", Redactor("off"))
+    await off.append(leaky)
+    await off.close()
+    assert list(read_episodes(off.path)) == [leaky]
+
+
+def test_rewriting_keeps_every_byte_of_the_lines_that_stay(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    path.write_bytes(b'{"a":  1}\n\n{"b": 2}\n{"c" : "\\u00e9"}\n')
+    path.chmod(0o640)
+    assert rewrite(path, lambda line: b"" if b'"b"' in line else line)
+    assert path.read_bytes() == b'{"a":  1}\n\n{"c" : "\\u00e9"}\n'
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert not rewrite(path, lambda line: line)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["episodes.jsonl"]
+
+
+def test_a_log_that_is_being_written_is_not_rewritten(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    log = EpisodeLog.open(path)
+    with pytest.raises(StoreError, match="another process"):
+        rewrite(path, lambda line: b"")
+    log.release()
+
+
+def test_a_rewriting_for_which_the_disk_has_no_room_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    before = b'{"line": 1}\n' * 1_000
+    path.write_bytes(before)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, old[1]))
+    try:
+        with pytest.raises(StoreError, match="cannot write"):
+            rewrite(path, lambda line: line.replace(b"1", b"2"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["episodes.jsonl"]
+
+
+async def test_whoever_opened_the_log_before_it_was_rewritten_gets_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its lines would go into a file that has no name any more."""
+    path = tmp_path / "episodes.jsonl"
+    path.write_bytes(b'{"old": 1}\n')
+    lock = fcntl.flock
+    rewritten: list[bool] = []
+
+    def rewritten_between_opening_and_locking(file: object, operation: int) -> None:
+        if not rewritten:
+            rewritten.append(True)
+            rewrite(path, lambda line: b"")
+        lock(file, operation)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", rewritten_between_opening_and_locking)
+    log = EpisodeLog.open(path)
+    await log.append(episode(1))
+    await log.close()
+    assert [kept.id for kept in read_episodes(path)] == ["ep-1"]

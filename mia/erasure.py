@@ -1,0 +1,263 @@
+"""Delete my data, everywhere: the store, the logs of runs, and the captions of images.
+
+The store knows where copies of its episodes were written (`mia run` registers its folder) and takes its own traces off
+the disk. What is left is done here, by what was asked for and not by what the store still holds: so it reaches episodes
+that a run logged and never brought to the store, and the same call after a kill, or after a run that held its log, does
+what the first one could not.
+
+Out of reach, and said so: folders that are gone, and whatever somebody made himself (exports, recordings, backups).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mia.errors import StoreError
+from mia.evals.log import rewrite
+from mia.evals.run import LOG, scope_of
+from mia.redaction import Redactor
+from mia.scope import covers
+from mia.store.base import Erased, MemoryStore, fingerprint, storable
+from mia.store.erasing import ERASED
+from mia.types import Question
+
+CAPTIONS = "captions"
+"""The folder in `home` in which captions are kept, by the hash of the image."""
+_UNFINISHED = ".erasing"
+"""In that folder while an erasure is under way."""
+_PAGE = 1_000
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """A place that may still hold some of it."""
+
+    place: Path
+    reason: str
+    """The end of a sentence."""
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What was removed, and what could not be."""
+
+    erased: Erased
+    """From the store."""
+    logged: frozenset[str] = frozenset()
+    """Ids of episodes that were taken out of the logs of runs."""
+    blotted: frozenset[str] = frozenset()
+    """Ids of episodes that stay in those logs, and had been shown something that was erased."""
+    captions: int = 0
+    """Files of captions that were removed."""
+    missing: tuple[Path, ...] = ()
+    """Folders of runs that are gone: deleted, moved, or on a disk that is not there now."""
+    unreached: tuple[Unreached, ...] = ()
+    """What the same call may reach another time."""
+
+
+@dataclass(frozen=True)
+class _Selection:
+    scope: str | None
+    episode_ids: Collection[str]
+    question_ids: Collection[str]
+    words: Collection[int]
+    """Fingerprints of questions."""
+
+    def takes(self, episode: dict[str, Any]) -> bool:
+        """Whether this episode, as JSON, goes; by its scope only as far as the caller knows it."""
+        question = episode["question"]
+        return (
+            episode["id"] in self.episode_ids
+            or question["id"] in self.question_ids
+            or (bool(self.words) and fingerprint(question["text"]) in self.words)
+        )
+
+
+def erase_everywhere(
+    store: MemoryStore,
+    home: Path,
+    *,
+    scope: str | None = None,
+    memory_ids: Collection[str] = (),
+    episode_ids: Collection[str] = (),
+    question_ids: Collection[str] = (),
+    questions: Collection[str] = (),
+    redactor: Redactor | None = None,
+) -> Erasure:
+    """Remove for good everything of a scope and below it, these memories, these episodes, and whatever was learnt from
+    these questions: by id, or by their words (`questions`), however they were written; see `MemoryStore.erase`.
+
+    `home`: MIA's folder. `redactor`: the one that the store was filled with. An erasure that was cut short before it
+    came to the captions is finished by the next, whatever that is asked for: then all captions go, which only costs
+    making them again. Raises StoreError if the store itself could not be cleaned; called again, it goes on from there.
+    """
+    words = _fingerprints(questions, redactor or Redactor())
+    if words:
+        found_questions, found_memories = _of_words(store, words)
+        question_ids = {*question_ids, *found_questions, *(Question.of(text).id for text in questions)}
+        memory_ids = {*memory_ids, *found_memories}
+    captions = _Captions(home / CAPTIONS)
+    captions.begin()
+    erased = store.erase(scope=scope, memory_ids=memory_ids, episode_ids=episode_ids, question_ids=question_ids)
+    selection = _Selection(scope, {*episode_ids, *erased.episodes}, set(question_ids), words)
+    names = {*memory_ids, *erased.memories, *_removed(store, scope)} if erased.copies else set()
+    copies = [_Copy(place, selection, names) for place in erased.copies if place.is_dir()]
+    unreached = [trouble for copy in copies for trouble in copy.clean()]
+    removed, trouble = captions.remove({*erased.images, *(image for copy in copies for image in copy.images)})
+    return Erasure(
+        erased=erased,
+        logged=frozenset(id for copy in copies for id in copy.gone),
+        blotted=frozenset(id for copy in copies for id in copy.blotted),
+        captions=removed,
+        missing=tuple(place for place in erased.copies if not place.is_dir()),
+        unreached=(*unreached, *trouble),
+    )
+
+
+# ── what is asked for ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fingerprints(questions: Collection[str], redactor: Redactor) -> frozenset[int]:
+    """Of the questions as they were asked, and as they were stored."""
+    return frozenset(fingerprint(text) for question in questions for text in (question, redactor(question)))
+
+
+def _of_words(store: MemoryStore, words: Collection[int]) -> tuple[set[str], set[str]]:
+    """The ids of the questions with these words, and of the memories with such a question, in whatever state."""
+    memories = {memory.id for memory, _ in store.export(None) if fingerprint(memory.question) in words}
+    questions = {
+        kept.episode.question.id
+        for kept in store.export_episodes(None)
+        if fingerprint(kept.episode.question.text) in words
+    }
+    return questions, memories
+
+
+def _removed(store: MemoryStore, scope: str | None) -> set[str]:
+    """All memories that were ever erased, by this call or one that was killed; and those that were purged from the
+    scope: the rows are gone, and other episodes may have been shown them."""
+    names: set[str] = set()
+    before: int | None = None
+    while changes := store.audit(limit=_PAGE, before=before):
+        for change in changes:
+            purged = change.action == "purge" and scope is not None and covers(scope, change.scope)
+            if change.memory_id and (purged or change.action == "erase"):
+                names.add(change.memory_id)
+        before = changes[-1].sequence
+    return names
+
+
+# ── the logs of runs ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Copy:
+    """The folder of one run."""
+
+    place: Path
+    selection: _Selection
+    names: Collection[str]
+    """Memories of which nothing is to be left."""
+    gone: set[str] = field(default_factory=set)
+    blotted: set[str] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)
+    """SHA-256 of the images of episodes that are gone."""
+    all_go: bool = False
+    """The whole run is of the scope."""
+    unreadable: bool = False
+
+    def clean(self) -> list[Unreached]:
+        """Rewrite its log; what could not be done."""
+        log, scope = self.place / LOG, self.selection.scope
+        if not log.is_file():
+            return []
+        own = scope_of(self.place)
+        self.all_go = scope is not None and own is not None and covers(scope, own)
+        try:
+            rewrite(log, self._edit)
+        except StoreError as error:
+            self.gone.clear()
+            self.blotted.clear()
+            return [Unreached(log, error.got.rstrip("."))]
+        troubles = []
+        if self.unreadable:
+            troubles.append(Unreached(log, "it has lines that are no episodes, which were left as they are"))
+        if scope is not None and own is None:
+            reason = "its run.json does not say whose run it is; only episodes that the store knew were taken out"
+            troubles.append(Unreached(log, reason))
+        return troubles
+
+    def _edit(self, line: bytes) -> bytes:
+        if not line.strip():
+            return line
+        try:
+            episode = json.loads(line)
+            if self.all_go or self.selection.takes(episode):
+                self.gone.add(episode["id"])
+                self.images.update(image["sha256"] for image in episode["question"].get("images", ()))
+                return b""
+            if _blot_out(episode.get("recall") or {}, self.names):
+                self.blotted.add(episode["id"])
+                return storable(json.dumps(episode, ensure_ascii=False)).encode() + b"\n"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            # No episode, so somebody's edit.
+            if self.all_go:
+                return b""
+            self.unreadable = True
+        return line
+
+
+def _blot_out(recall: dict[str, Any], names: Collection[str]) -> bool:
+    """What an episode was shown of these memories, as the store does it; whether there was anything."""
+    touched = False
+    for place in ("shown", "passed_over"):
+        for recalled in recall.get(place, ()):
+            if recalled["memory_id"] in names and recalled["question"] != ERASED:
+                recalled["question"] = ERASED
+                touched = True
+                if place == "shown":
+                    # The texts hold all that were shown; they cannot be told apart any more.
+                    recall["for_planner"] = recall["for_executor"] = ERASED
+    return touched
+
+
+# ── captions ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Captions:
+    """The folder of captions, which are only a cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._mark = folder / _UNFINISHED
+        self._all = False
+        """An erasure was cut short: nobody knows any more which images it took."""
+
+    def begin(self) -> None:
+        """Raises StoreError."""
+        if not self._folder.is_dir():
+            return
+        self._all = self._mark.exists()
+        try:
+            self._mark.touch()
+        except OSError as error:
+            raise StoreError(f"cannot write in '{self._folder}': {error.strerror}; nothing was erased.") from error
+
+    def remove(self, images: Collection[str]) -> tuple[int, list[Unreached]]:
+        """Remove the captions of these images, and the mark; how many, and what could not be removed."""
+        if not self._folder.is_dir():
+            return 0, []
+        removed = 0
+        try:
+            for file in list(self._folder.iterdir()):
+                if file != self._mark and (self._all or file.name.partition(".")[0] in images):
+                    file.unlink(missing_ok=True)
+                    removed += 1
+            self._mark.unlink(missing_ok=True)
+        except OSError as error:
+            return removed, [Unreached(self._folder, f"captions could not be removed: {error.strerror}")]
+        return removed, []
