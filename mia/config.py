@@ -219,7 +219,7 @@ class MemorySettings(Section):
     """Of the score: a bonus for what is new."""
     recency_half_life: float = Field(default=30.0, gt=0)
     """Days until that bonus is halved."""
-    floor: float = Field(default=0.3, ge=-1, le=1)
+    floor: float = Field(default=0.5, ge=-1, le=1)
     """Memories whose similarity is below are never shown."""
     diversity: float = Field(default=0.98, ge=0, le=1)
     """A memory whose question is more similar than this to one already shown is passed over; 1: never."""

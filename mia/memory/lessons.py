@@ -1,15 +1,16 @@
 """What one question leaves behind: which of its episodes become memories, and what they say.
 
-Of several episodes of a question the shortest correct one and the first incorrect one are kept, and their plans as a
-pair where there are both. Unjudged episodes, and those that broke off before an answer, give no memory; nor does junk.
-What reads like orders to the agent is kept out of sight until somebody has looked at it.
+Of several episodes of a question the shortest correct one that used a tool (else the shortest) and the first incorrect
+one are kept, and their plans as a pair where there are both. Unjudged episodes, and those that broke off before an
+answer, give no memory; nor does junk. What reads like orders to the agent is kept out of sight until somebody has
+looked at it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mia.config import MemorySettings
@@ -50,6 +51,8 @@ class Lesson:
     """Why it is quarantined."""
     waiting: tuple[tuple[Task, str], ...] = ()
     """What a model could not do for it, and why."""
+    guessed: bool = False
+    """No tool was used: it says what was answered, and no way to it."""
 
 
 class Lessons:
@@ -83,7 +86,8 @@ class Lessons:
             memory = self._memory(
                 episode, category.name, origin, workflow=compressed.workflow, compressed_by=compressed.by
             )
-            lessons.append(self._lesson(memory, vectors, len(chosen) == 2, (*unwritten, *unsorted)))
+            lesson = self._lesson(memory, vectors, len(chosen) == 2, (*unwritten, *unsorted))
+            lessons.append(replace(lesson, guessed=not _used_tools(episode)))
         if len(lessons) == 2:
             good, bad = (lesson.memory.plan for lesson in lessons)
             if good and bad and good != bad:
@@ -185,7 +189,7 @@ def store_lessons(writing: Writing, lessons: Sequence[Lesson], *, replace_below:
     held = []
     for lesson, duplicate in zip(lessons, duplicates, strict=True):
         memory = lesson.memory
-        if duplicate is not None and not _gives_way(duplicate, memory, replace_below):
+        if duplicate is not None and not _gives_way(duplicate, lesson, replace_below):
             held.append(duplicate.id)
             continue
         writing.insert(memory, lesson.vectors, replaces=duplicate.id if duplicate else "", reason=lesson.suspicion)
@@ -227,31 +231,37 @@ def _similarity(one: MemoryVectors, other: MemoryVectors) -> float:
     return score.QUESTION_SHARE * question + (1 - score.QUESTION_SHARE) * float(one.caption @ other.caption)
 
 
-def _gives_way(old: Memory, new: Memory, replace_below: float) -> bool:
+def _gives_way(old: Memory, lesson: Lesson, replace_below: float) -> bool:
     """Whether a near-duplicate is replaced.
 
     An incorrect memory is by any, a correct one by a correct one that is shorter, and neither while it wins as often as
     `replace_below` (1: no matter). A plan pair is: the newer one shows the plans that are written now. What was found
-    out with the help of memories does not take the place of what was found out unaided.
+    out with the help of memories does not take the place of what was found out unaided, nor a guess that of a search.
     """
+    new = lesson.memory
     if old.kind is MemoryKind.PLAN_PAIR:
         return True
     if replace_below < 1 and old.uses and old.wins / old.uses >= replace_below:
         return False
     if old.judgement == "incorrect":
         return True
-    if new.provenance.leaned_on and not old.provenance.leaned_on:
+    if lesson.guessed or (new.provenance.leaned_on and not old.provenance.leaned_on):
         return False
     return new.judgement == "correct" and len(new.workflow) < len(old.workflow)
 
 
 def _chosen(episodes: Sequence[Episode]) -> Sequence[Episode]:
-    """The shortest correct one, and the first incorrect one."""
+    """The shortest correct one that used a tool, else the shortest; and the first incorrect one."""
     telling = [episode for episode in episodes if _is_telling(episode)]
     right = [episode for episode in telling if episode.verdict is not None and episode.verdict.correct]
     wrong = [episode for episode in telling if episode.verdict is not None and not episode.verdict.correct]
     # `min` takes the first of equals.
-    return [*([min(right, key=lambda episode: len(episode.steps))] if right else []), *wrong[:1]]
+    best = [min(right, key=lambda episode: (not _used_tools(episode), len(episode.steps)))] if right else []
+    return [*best, *wrong[:1]]
+
+
+def _used_tools(episode: Episode) -> bool:
+    return any(step.tool_call is not None for step in episode.steps)
 
 
 def _is_telling(episode: Episode) -> bool:

@@ -300,7 +300,7 @@ class Mia:
     recency: float = 0.0
     half_life: float = 30.0
     """Days until the recency of a memory is halved."""
-    floor: float | None = 0.3
+    floor: float | None = 0.5
 
     def __post_init__(self) -> None:
         for part in LEAST_SPREAD:

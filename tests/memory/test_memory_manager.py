@@ -98,7 +98,7 @@ async def test_a_finished_question_is_recalled_for_a_similar_one(manager: Memory
     assert shown.score == pytest.approx(0)
     assert recall.form == "mia"
     assert recall.weights == {"similarity_z": 0.7, "value_z": 0.3}
-    assert recall.floor == 0.3
+    assert recall.floor == 0.5
     assert memory.workflow in recall.for_planner
     assert '<memory judgement="correct">' in recall.for_planner
     assert TITAN.text in recall.for_executor
@@ -686,6 +686,14 @@ async def test_what_leaned_on_a_memory_does_not_take_its_place(manager: MemoryMa
     again = episode(RIGHT, steps=searches(*SHORT), shown=[unaided.id])
     assert await manager.remember([again], ledger()) == ()
     assert manager.list() == (unaided,)
+
+
+async def test_a_right_guess_is_not_preferred_to_a_search(manager: MemoryManager) -> None:
+    guess = episode(RIGHT, steps=[search_step(0).evolve(tool_call=None, observation=None)])
+    (kept,) = await manager.remember([guess, episode(RIGHT, steps=searches(*LONG))], ledger())
+    assert "search (" in kept.workflow
+    assert await manager.remember([guess.evolve(id="ep-later")], ledger()) == ()
+    assert manager.list() == (kept,)
 
 
 # ── for people ────────────────────────────────────────────────────────────────────────────────────────────────────

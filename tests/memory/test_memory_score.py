@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -681,22 +680,3 @@ def test_plan_pairs_are_ranked_by_similarity_alone() -> None:
     scores = Pairs().scores(candidates, now=NOW)
     assert scores.total.tolist() == [0.5, 0.9, 0.7]
     assert shown(score.select(candidates, scores, k_positive=2, k_negative=0)) == [1, 2]
-
-
-def test_selecting_a_few_of_many_does_not_sort_them_all() -> None:
-    random = numpy.random.default_rng(0)
-    size = 100_000
-    candidates = pool(random.normal(0.3, 0.1, size).tolist(), correct=(random.random(size) < 0.5).tolist())
-    scores = Paper().scores(candidates, now=NOW)
-
-    def best_time(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(9):
-            begun = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - begun)
-        return min(times)
-
-    selecting = best_time(lambda: score.select(candidates, scores, k_positive=2, k_negative=2))
-    sorting = best_time(lambda: numpy.lexsort((candidates.sequence, candidates.created_at, scores.total)))
-    assert selecting < sorting / 2
