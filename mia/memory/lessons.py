@@ -36,6 +36,9 @@ NEAR_DUPLICATE = 0.9999
 # An execution that ended so, without an answer, says nothing about the path.
 _BROKEN_OFF = (StopReason.MODEL_FAILED, StopReason.UNREACHABLE, StopReason.BUDGET, StopReason.RUN_BUDGET)
 
+# An agent is shown at most 400 words of a text, and 50 characters without a space count as a word.
+_SHOWN_CHARACTERS = 20_000
+
 Origin = Literal["episode", "user", "import"]
 
 
@@ -134,7 +137,7 @@ class Lessons:
         suspicion = ""
         if self._settings.quarantine:
             texts = (memory.question, memory.caption, memory.workflow, memory.plan, memory.incorrect_plan)
-            suspicion = next(filter(None, map(guard.suspicion, texts)), "")
+            suspicion = next(filter(None, (guard.suspicion(text[:_SHOWN_CHARACTERS]) for text in texts)), "")
         if suspicion:
             memory = memory.evolve(state=MemoryState.QUARANTINED)
         return Lesson(memory, vectors, within_judgement, suspicion, waiting)

@@ -128,6 +128,7 @@ class Recaller:
         nearest: list[tuple[float, int]] = []
         for bank in self._banks:
             with bank.refreshed(self._store):
+                self._check_space(vectors)
                 for captioned in (False, True):
                     shelf = bank.shelf(pair=False, captioned=captioned)
                     places, similarities = shelf.most_similar(vectors.question, k, now=time.time())
@@ -150,6 +151,16 @@ class Recaller:
         for bank in self._banks:
             bank.close(self._store)
 
+    def _check_space(self, vectors: MemoryVectors) -> None:
+        """While a question was embedded, another process may have changed the embedder. Raises StoreError."""
+        stored = self._store.space()
+        if stored != vectors.space:
+            raise StoreError(
+                f"the memory '{self._store.location}' went over to the embedder '{stored}' just now; the question was "
+                f"embedded by '{vectors.space}'.",
+                hint="ask again, with memory.embedder as the memory is now",
+            )
+
     def _choose(
         self, vectors: MemoryVectors, form: score.Form, pairs: bool, skipped: frozenset[int], category: str
     ) -> tuple[int, Sequence[_Chosen]]:
@@ -161,6 +172,7 @@ class Recaller:
             pools: list[Pool] = []
             for bank in self._banks:
                 held.enter_context(bank.refreshed(self._store))
+                self._check_space(vectors)
                 shelf = bank.shelf(pair=pairs, captioned=vectors.caption is not None)
                 shelves.append(shelf)
                 pools.append(

@@ -1,9 +1,7 @@
-"""A process of its own on a store, for tests: `python memory_worker.py PATH ORDER NAME COUNT [MEMORY]`.
+"""A process of its own on a store, for tests: `python memory_worker.py PATH`.
 
-write   remember COUNT questions and credit MEMORY for each; print each memory's id once it is acknowledged, or an
-        empty line where another's memory was kept.
-cancel  remember a question while another connection holds the file, break it off, close, and print "closed".
-follow  keep one manager open; for each line on stdin, recall that question and print the ids shown.
+It remembers a question while another connection holds the file, breaks it off, closes, and prints "closed" and whether
+the remembering was cancelled.
 """
 
 from __future__ import annotations
@@ -22,22 +20,6 @@ from mia.embeddings.hashing import HashingEmbedder
 from mia.memory.manager import MemoryManager
 from mia.models.ledger import Ledger
 from mia.store import open_store
-from mia.types import Outcome, Question, Verdict
-
-
-def manager(path: Path) -> MemoryManager:
-    return MemoryManager(open_store(path), HashingEmbedder(), MemorySettings(k_positive=3, floor=0.1))
-
-
-async def write(memory: MemoryManager, name: str, count: int, credited: str) -> None:
-    for number in range(count):
-        question = Question.of(f"What did {name} find on page {number} of the book?")
-        stored = await memory.remember([episode(question=question)], Ledger(question.id))
-        if credited:
-            outcome = Outcome.CORRECT if number % 2 else Outcome.INCORRECT
-            verdict = Verdict(outcome=outcome, judge="test")
-            await memory.credit(f"{name}/{number}", frozenset([credited]), verdict)
-        print(*(one.id for one in stored), flush=True)
 
 
 async def cancel(path: Path) -> None:
@@ -66,21 +48,5 @@ async def cancel(path: Path) -> None:
     print("closed", remembering.cancelled())
 
 
-async def follow(memory: MemoryManager) -> None:
-    # The reading blocks the loop, which has nothing else to do.
-    for line in sys.stdin:
-        recall = await memory.recall(Question.of(line))
-        print(*(shown.memory_id for shown in recall.shown), flush=True)
-
-
 if __name__ == "__main__":
-    path, order, name, count, *credited = sys.argv[1:]
-    if order == "cancel":
-        asyncio.run(cancel(Path(path)))
-        sys.exit()
-    memory = manager(Path(path))
-    if order == "write":
-        asyncio.run(write(memory, name, int(count), credited[0] if credited else ""))
-    else:
-        asyncio.run(follow(memory))
-    asyncio.run(memory.close())
+    asyncio.run(cancel(Path(sys.argv[1])))
