@@ -6,19 +6,20 @@ are ever compared. Rows never leave a shelf: what is forgotten is marked, and wh
 the store, upon which everything is loaded anew.
 
 Up to `THRESHOLD` memories a search is exact. Above, approximate indexes (one per judgement) find the nearest, and what
-they do not hold yet is searched exactly beside them. They are built by a thread in the background; until they are
-there, a search is exact and slower, and nothing waits. What they find is measured exactly, so a similarity is always
-the true one.
+they do not hold is searched exactly beside them. They are built by a thread in the background; until they are there, a
+search is exact and slower, and nothing waits. What they find is measured exactly, so a similarity is always the true
+one; and where they find too little, since most of what they hold may not be shown, the search is exact.
 
 A large bank is kept on the disk between processes (`cache.py`).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,23 +27,49 @@ import numpy
 from numpy.typing import NDArray
 
 from mia.embeddings.base import Vectors
+from mia.errors import StoreError
 from mia.memory import score
+from mia.memory.compress import OTHERS
 from mia.memory.nearest import Nearest
-from mia.store.base import Census, Changes, MemoryStore, Rows
+from mia.store.base import Changes, MemoryStore, Rows
 
 THRESHOLD = 20_000
 """Rows of a shelf from which approximate indexes are used. Measured on two cores, 384 dimensions: exact search of 10k
 takes 0.15 ms, of 20k 0.7 ms, of 100k 4.5 ms; an index takes 0.15, 0.2 and 0.5 ms."""
 TAIL = 1_000
 """Rows that an index may lack before it is brought up to date in the background."""
-CHUNK = 32
-"""Rows that are added to an index in use at a time: a search never waits longer than for these (7 ms)."""
-MOST_INACTIVE = 0.2
-"""Share of rows in an index that may be out of sight before it is built anew."""
+CHUNK = 8
+"""Rows that are added at a time to an index in use: a search never waits longer than for these (2 ms)."""
+MOST_HIDDEN = 0.2
+"""Share of the rows in an index that may be out of sight before it is built anew."""
 WORTH_KEEPING = 2_000
 """Changed rows from which a bank is kept on the disk."""
+WORTH_KEEPING_SHARE = 0.05
+"""And of a large bank, the share of its rows."""
+
+COLUMNS: Mapping[str, str] = {
+    "sequence": "i8",
+    "correct": "?",
+    "active": "?",
+    "uses": "i8",
+    "wins": "i8",
+    "created_at": "f8",
+    "expires_at": "f8",
+    "category": "i2",
+    "indexed": "?",
+}
+"""What a shelf knows of each memory, and its type. `category` is a place in `Shelf.categories`; `indexed`: it is in the
+approximate index of its judgement."""
 
 Places = NDArray[numpy.intp]
+Choice = NDArray[numpy.bool_]
+
+_MOST_ASKED = 8
+"""An index is asked for at most so many times the number wanted, to make up for what may not be shown."""
+_SPARE = 4
+"""The list of those that won most is so many times as long as wanted, for the same reason."""
+_KEYS = ((False, False), (False, True), (True, False), (True, True))
+_LOG = logging.getLogger("mia.memory")
 
 
 @dataclass(frozen=True)
@@ -50,7 +77,7 @@ class Pool:
     """The candidates of a search."""
 
     places: Places
-    """Into the shelf's columns."""
+    """Into the shelf's columns, in ascending order."""
     similarity: score.Numbers
     considered: int
     """How many could have been in it."""
@@ -60,25 +87,25 @@ class Shelf:
     """Memories of one kind and modality, in columns that grow by half; a row keeps its place."""
 
     def __init__(self, dimension: int) -> None:
-        self._dimension = dimension
+        self.dimension = dimension
+        self.categories: list[str] = []
+        """The names behind the column `category`."""
+        self.indexes: dict[bool, Nearest] = {}
+        """By whether the memories are correct; empty until they are built."""
         self._count = 0
         self._columns: dict[str, NDArray[Any]] = {name: numpy.zeros(0, kind) for name, kind in COLUMNS.items()}
         self._vectors: Vectors = numpy.zeros((0, dimension), numpy.float32)
-        self.categories: list[str] = []
-        """The names behind the column `category`."""
-        self._indexes: dict[bool, Nearest] = {}
-        self._indexed: NDArray[numpy.bool_] = numpy.zeros(0, bool)
-        """Whether each row is in the indexes."""
-        self._outside: Places = numpy.zeros(0, numpy.intp)
-        """What is active and not in the indexes: new, or back in sight."""
-        self._valued: dict[bool, Places] = {}
         self._expires = False
+        # What follows from the columns, until they change.
+        self._valued: dict[tuple[bool, int], Places] = {}
+        self._missing: Places | None = None
+        self._wants_indexes: bool | None = None
 
     def __len__(self) -> int:
         return self._count
 
     def column(self, name: str) -> NDArray[Any]:
-        """ "sequence", "correct", "active", "uses", "wins", "created_at", "expires_at" or "category"."""
+        """One of `COLUMNS`, shape (rows,)."""
         return self._columns[name][: self._count]
 
     @property
@@ -86,121 +113,119 @@ class Shelf:
         """Shape (rows, dimension); with captions, question and caption joined (`score.joined`)."""
         return self._vectors[: self._count]
 
-    @property
-    def dimension(self) -> int:
-        return self._dimension
-
-    @property
-    def indexes(self) -> dict[bool, Nearest]:
-        """By whether the memories are correct; empty until they are built."""
-        return self._indexes
-
-    @property
-    def indexed(self) -> NDArray[numpy.bool_]:
-        """Of each row, whether it is in the indexes."""
-        return self._indexed[: self._count]
-
-    @property
-    def outside(self) -> int:
-        """How many active memories the indexes lack."""
-        return len(self._outside)
-
     # ── filling ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def apply(self, rows: Rows, own: NDArray[numpy.bool_], vectors: Vectors) -> None:
+    def apply(self, rows: Rows, own: Choice, vectors: Vectors) -> None:
         """Take over the own ones of these rows; `vectors` are those of the new ones."""
-        self._valued.clear()
         new, changed = own & rows.new, own & ~rows.new
         places = numpy.searchsorted(self.column("sequence"), rows.sequence[changed])
         self._make_room(self._count + len(vectors))
         added = slice(self._count, self._count + len(vectors))
         for name in COLUMNS:
+            if name == "indexed":
+                continue
             values = self._codes(rows.category) if name == "category" else getattr(rows, name)
             self._columns[name][places] = values[changed]
             self._columns[name][added] = values[new]
         if len(vectors):
             self._vectors[added] = vectors
         self._count = added.stop
-        self._find_outside()
-        self._expires = bool(numpy.isfinite(self.column("expires_at")).any())
+        self._changed()
 
     def fill(self, columns: dict[str, NDArray[Any]], vectors: Vectors, categories: list[str]) -> None:
-        """Begin with what was kept."""
+        """Begin with what was kept. Arrays may have room at their end: `columns["sequence"]` has none."""
+        self._count = len(columns["sequence"])
         self._columns, self._vectors, self.categories = columns, vectors, categories
-        self._count = len(vectors)
-        self._indexed = numpy.zeros(self._count, bool)
-        self._expires = bool(numpy.isfinite(self.column("expires_at")).any())
+        self._changed()
 
-    def use(self, indexes: dict[bool, Nearest], indexed: NDArray[numpy.bool_]) -> None:
-        """Search by these indexes from now on; `indexed`: which rows they hold, of all or of the first ones."""
-        self._indexes = indexes
-        self._indexed[:] = False
-        self._indexed[: len(indexed)] = indexed
-        self._find_outside()
+    def frozen(self) -> Shelf:
+        """As it is now, whatever is applied to the shelf later; it shares the vectors and indexes."""
+        copy = Shelf(self.dimension)
+        columns = {name: self.column(name).copy() for name in COLUMNS}
+        # Rows never change their places or vectors.
+        copy.fill(columns, self.vectors, list(self.categories))
+        copy.indexes = self.indexes
+        return copy
 
-    def extend_indexes(self) -> None:
-        """Add the next few rows to the indexes."""
-        places = self._outside[:CHUNK]
+    def use(self, indexes: dict[bool, Nearest], indexed: Choice) -> None:
+        """Search by these indexes from now on; `indexed`: of each of the first rows, whether it is in them."""
+        self.indexes = indexes
+        self._columns["indexed"][:] = False
+        self._columns["indexed"][: len(indexed)] = indexed
+        self._changed()
+
+    def extend_indexes(self) -> int:
+        """Add the next few rows to the indexes; returns how many."""
+        places = self._unindexed()[:CHUNK]
         correct = self._columns["correct"][places]
-        for judgement, index in self._indexes.items():
+        for judgement, index in self.indexes.items():
             own = places[correct == judgement]
             index.add(own, self._vectors[own])
-        self._indexed[places] = True
-        self._outside = self._outside[CHUNK:]
+        self._columns["indexed"][places] = True
+        self._missing = self._unindexed()[len(places) :]
+        self._wants_indexes = None
+        return len(places)
 
     @property
     def wants_indexes(self) -> bool:
         """Whether there is work for the background."""
-        if self._count < THRESHOLD:
-            return False
-        return not self._indexes or self.outside > TAIL or self.wants_rebuilding
+        if self._wants_indexes is None:
+            self._wants_indexes = self._count >= THRESHOLD and (self.wants_building or len(self._unindexed()) > TAIL)
+        return self._wants_indexes
 
     @property
-    def wants_rebuilding(self) -> bool:
-        """Whether too much of the indexes is out of sight."""
-        indexed = int(numpy.count_nonzero(self.indexed))
-        inactive = int(numpy.count_nonzero(self.indexed & ~self.column("active")))
-        return inactive > MOST_INACTIVE * indexed
+    def wants_building(self) -> bool:
+        """Whether the work is to build indexes anew: there are none, or too much of them is out of sight."""
+        if not self.indexes:
+            return True
+        indexed = self.column("indexed")
+        hidden = int(numpy.count_nonzero(indexed & ~self.eligible(time.time())))
+        return hidden > MOST_HIDDEN * int(numpy.count_nonzero(indexed))
 
-    def _find_outside(self) -> None:
-        if self._indexes:
-            self._outside = numpy.flatnonzero(self.column("active") & ~self.indexed)
+    def _unindexed(self) -> Places:
+        """Active rows that are in no index, in order."""
+        if self._missing is None:
+            self._missing = numpy.flatnonzero(self.column("active") & ~self.column("indexed"))
+        return self._missing
+
+    def _changed(self) -> None:
+        self._expires = bool(numpy.isfinite(self.column("expires_at")).any())
+        self._valued.clear()
+        self._missing = self._wants_indexes = None
 
     # ── searching ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def eligible(self, now: float, category: str | None = None) -> NDArray[numpy.bool_]:
+    def eligible(self, now: float, category: str | None = None) -> Choice:
         """Of every row, whether it may be shown: active, not expired, of the category or of none."""
-        may: NDArray[numpy.bool_] = self.column("active")
+        may: Choice = self.column("active")
         if self._expires:
             may = may & (self.column("expires_at") > now)
         if category is not None:
-            wanted = [code for code, name in enumerate(self.categories) if name in (category, "others")]
+            wanted = [code for code, name in enumerate(self.categories) if name in (category, OTHERS)]
             may = may & numpy.isin(self.column("category"), wanted)
         return may
 
     def pool(
         self, vector: Vectors, *, category: str | None, now: float, nearest: int, valued: int, exact: bool
     ) -> Pool:
-        """The candidates for a question: of each judgement the `nearest` most similar and the `valued` that won most.
-
-        `exact`: everything that may be shown. Categories are searched exactly.
-        """
+        """The candidates for a question: of each judgement the `nearest` most similar and the `valued` that won most
+        (`score.value`), the newest first among equals. `exact`: everything that may be shown."""
         may = self.eligible(now, category)
         considered = int(numpy.count_nonzero(may))
-        if not considered:
-            return Pool(numpy.zeros(0, numpy.intp), numpy.zeros(0), 0)
         if exact or considered <= nearest:
             places = numpy.flatnonzero(may)
             return Pool(places, self._similarities(vector, places), considered)
-        correct, everything = self.column("correct"), None
-        if self._indexes and category is None:
-            found = [self._search(vector, nearest, judgement, may) for judgement in (True, False)]
-        else:
-            everything = score.cosines(self.vectors, vector)
-            found = [_best(everything, may & (correct == judgement), nearest) for judgement in (True, False)]
-        for judgement in (True, False) if valued else ():
-            best = self._best_valued(judgement, valued)
-            found.append(best[may[best]])
+        found: list[Places] = []
+        everything: score.Numbers | None = None
+        for judgement in (True, False):
+            similar = self._search(vector, nearest, judgement, may)
+            if similar is None:
+                if everything is None:
+                    everything = self._everywhere(vector, may)
+                similar = _best(everything, may & (self.column("correct") == judgement), nearest)
+            found.append(similar)
+            if valued:
+                found.append(self._best_valued(judgement, valued, may))
         places = numpy.unique(numpy.concatenate(found))
         similarity = self._similarities(vector, places) if everything is None else everything[places]
         return Pool(places, similarity, considered)
@@ -208,45 +233,85 @@ class Shelf:
     def most_similar(self, vector: Vectors, k: int, *, now: float) -> tuple[Places, score.Numbers]:
         """The k most similar that may be shown, best first. The vector is a question's; of memories with captions, only
         the questions are compared."""
-        if not self._count:
-            return numpy.zeros(0, numpy.intp), numpy.zeros(0)
         may = self.eligible(now)
-        if self._indexes and len(vector) == self._dimension:
-            places = numpy.concatenate([self._search(vector, k, judgement, may) for judgement in (True, False)])
+        if not may.any():
+            return numpy.zeros(0, numpy.intp), numpy.zeros(0)
+        found: list[Places | None] = [None]
+        if len(vector) == self.dimension:
+            found = [self._search(vector, k, judgement, may) for judgement in (True, False)]
+        indexed = [places for places in found if places is not None]
+        if len(indexed) == len(found):
+            places = numpy.concatenate(indexed)
             similarity = self._similarities(vector, places)
         else:
-            places = numpy.flatnonzero(may)
-            if len(vector) == self._dimension:
-                similarity = self._similarities(vector, places)
-            else:
-                questions = self._vectors[places, : len(vector)]
-                similarity = score.cosines(questions, vector / numpy.float32(score.QUESTION_SHARE**0.5))
-        best = numpy.argsort(-similarity, kind="stable")[:k]
+            everything = self._everywhere(vector, may)
+            places = _best(everything, may, k)
+            similarity = everything[places]
+        best = numpy.lexsort((-places, -similarity))[:k]
         return places[best], similarity[best]
 
     def _similarities(self, vector: Vectors, places: Places) -> score.Numbers:
-        rows = self.vectors if len(places) == self._count else self._vectors[places]
-        return score.cosines(rows, vector)
+        if not len(places):
+            return numpy.zeros(0)
+        return score.cosines(self.vectors if len(places) == self._count else self._vectors[places], vector)
 
-    def _search(self, vector: Vectors, count: int, judgement: bool, may: NDArray[numpy.bool_]) -> Places:
-        """Places of one judgement: the nearest in the index, and beside them the nearest that it does not hold."""
-        # Those that are out of sight may still be in the index, and take places away.
-        found = self._indexes[judgement].search(vector, count)
-        if not may[found].all():
-            found = self._indexes[judgement].search(vector, 2 * count)
-        found = found[may[found]][:count]
-        outside = self._outside[may[self._outside] & (self._columns["correct"][self._outside] == judgement)]
-        if len(outside) > count:
-            outside = outside[_best(self._similarities(vector, outside), numpy.ones(len(outside), bool), count)]
-        return numpy.concatenate([found, outside])
+    def _everywhere(self, vector: Vectors, may: Choice) -> score.Numbers:
+        """The similarity of every row that may be shown; other rows have any. A vector that is shorter than the rows is
+        compared with their questions."""
+        questions = self.vectors[:, : len(vector)]
+        if len(vector) < self.dimension:
+            vector = vector / numpy.float32(score.QUESTION_SHARE**0.5)
+        places = numpy.flatnonzero(may)
+        # Rows that lie apart are copied first, which takes several times as long as to measure them.
+        if len(places) > self._count // 8:
+            return score.cosines(questions, vector)
+        everything = numpy.zeros(self._count)
+        everything[places] = score.cosines(questions[places], vector)
+        return everything
 
-    def _best_valued(self, judgement: bool, count: int) -> Places:
-        """Of the active ones. Sorted out anew only after a change."""
-        if judgement not in self._valued:
+    def _search(self, vector: Vectors, count: int, judgement: bool, may: Choice) -> Places | None:
+        """The `count` nearest of one judgement, by the index and all that it does not hold. None: there is no index, or
+        too little of what it finds may be shown."""
+        if not self.indexes:
+            return None
+        index = self.indexes[judgement]
+        found = index.search(vector, count)
+        shown = found[may[found]]
+        if len(shown) < min(count, len(index)):
+            # The share around the question, which may be another than that of the whole.
+            share = len(shown) / max(1, len(found))
+            asked = int(1.5 * count / share) if share else len(index)
+            if min(asked, len(index)) > _MOST_ASKED * count:
+                return None
+            found = index.search(vector, asked)
+            shown = found[may[found]]
+            if len(shown) < count and asked < len(index):
+                return None
+        missing = self._unindexed()
+        missing = missing[may[missing] & (self._columns["correct"][missing] == judgement)]
+        if not len(missing):
+            return shown[:count]
+        # Disjoint: what came back into sight is in the index still, or is missing.
+        places = numpy.concatenate([shown[:count], missing])
+        return places[_best(self._similarities(vector, places), numpy.ones(len(places), bool), count)]
+
+    def _best_valued(self, judgement: bool, count: int, may: Choice) -> Places:
+        """Those that won most. All are gone through only after a change, or where few of the best may be shown."""
+        key = judgement, count
+        if key not in self._valued:
             own = self.column("active") & (self.column("correct") == judgement)
-            value = score.value(self._columns["uses"][: self._count], self._columns["wins"][: self._count])
-            self._valued[judgement] = _best(value, own, count)
-        return self._valued[judgement]
+            self._valued[key] = self._by_value(own, _SPARE * count)
+        listed = self._valued[key]
+        best = listed[may[listed]][:count]
+        if len(best) < count and len(listed) == _SPARE * count:
+            best = self._by_value(may & (self.column("correct") == judgement), count)
+        return best
+
+    def _by_value(self, own: Choice, count: int) -> Places:
+        """The best `count` of the own ones, best first."""
+        value = score.value(self.column("uses"), self.column("wins"))
+        places = _best(value, own, count)
+        return places[numpy.lexsort((-places, -value[places]))]
 
     def _codes(self, names: NDArray[numpy.str_]) -> NDArray[numpy.int16]:
         """The numbers of categories; new names get new ones."""
@@ -258,32 +323,33 @@ class Shelf:
         return codes[inverse]
 
     def _make_room(self, count: int) -> None:
-        if count <= len(self._vectors):
-            return
-        capacity = max(64, count, len(self._vectors) * 3 // 2)
         for name, column in self._columns.items():
-            self._columns[name] = _enlarged(column, (capacity,), self._count)
-        self._vectors = _enlarged(self._vectors, (capacity, self._dimension), self._count)
-        self._indexed = _enlarged(self._indexed, (capacity,), self._count)
+            if count > len(column):
+                self._columns[name] = _enlarged(column, (_roomy(count, len(column)),), self._count)
+        if count > len(self._vectors):
+            shape = (_roomy(count, len(self._vectors)), self.dimension)
+            self._vectors = _enlarged(self._vectors, shape, self._count)
 
 
 class Bank:
     """The shelves of exactly one scope. Thread-safe: a shelf is used while `refreshed` is held."""
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str, *, indexes: bool = True) -> None:
+        """`indexes`: whether approximate indexes may be built."""
         self.scope = scope
         self.revision = 0
         self.epoch = -1
+        """-1: nothing has been loaded."""
         self.known = 0
         """The highest sequence number seen."""
         self.shelves: dict[tuple[bool, bool], Shelf] = {}
         """By whether they hold plan pairs, and whether with captions."""
         self.unsaved = 0
-        """Rows that changed since the bank was kept on the disk."""
+        """Rows that changed or were indexed since the bank was kept on the disk."""
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
         self._stop = threading.Event()
-        self._without_indexes = False
+        self._builds = indexes
 
     def __len__(self) -> int:
         return sum(len(shelf) for shelf in self.shelves.values())
@@ -314,13 +380,13 @@ class Bank:
         return worker is None or not worker.is_alive()
 
     def close(self, store: MemoryStore) -> None:
-        """End the work in the background, and keep a large bank on the disk."""
+        """End the work in the background, and keep a large bank on the disk; calling it twice is harmless."""
         self._stop.set()
-        self.settled(timeout=30)
-        with self._lock:
+        # An index that is still being added to cannot be written down.
+        if self.settled(timeout=30):
             self._keep(store)
 
-    # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── following the store ───────────────────────────────────────────────────────────────────────────────────────
 
     def _refresh(self, store: MemoryStore) -> None:
         changes = store.changes(self.scope, self.revision, known=self.known)
@@ -328,7 +394,12 @@ class Bank:
             self._forget()
             changes = store.changes(self.scope, 0)
         self._apply(changes)
-        if self._worker is None and not self._without_indexes and any(one.wants_indexes for one in self._indexable()):
+        if (
+            self._worker is None
+            and self._builds
+            and not self._stop.is_set()
+            and any(shelf.wants_indexes for shelf in self._indexable())
+        ):
             self._worker = threading.Thread(target=self._work, args=(store,), name="mia-memory-index", daemon=True)
             self._worker.start()
 
@@ -340,129 +411,137 @@ class Bank:
         kept = cache.load(store, self.scope, before)
         if kept is None:
             return
-        self.revision, self.epoch, self.known = kept.revision, before.epoch, kept.last
-        self.shelves = kept.shelves
+        self.revision, self.epoch, self.known, self.shelves = kept.revision, kept.epoch, kept.last, kept.shelves
         changes = store.changes(self.scope, self.revision, known=self.known)
         if changes.epoch == self.epoch:
             self._apply(changes)
         # Others may be writing: the number of rows was what it was before or after.
         if not before.count <= len(self) <= store.census(self.scope).count:
+            _LOG.debug("the vector cache of %s is not used: it has %d rows", store.location, len(self))
             self._forget()
 
     def _forget(self) -> None:
         self.revision, self.epoch, self.known, self.shelves, self.unsaved = 0, -1, 0, {}, 0
 
     def _apply(self, changes: Changes) -> None:
-        rows = changes.rows
-        for key in _KEYS if len(rows) else ():
-            pair, captioned = key
-            own = (rows.pair == pair) & (rows.captioned == captioned)
-            if own.any():
-                vectors = rows.questions[own[rows.new]]
-                if captioned and len(vectors):
-                    # Captions come for the captioned rows alone.
-                    vectors = score.joined(vectors, rows.captions[own[rows.new & rows.captioned]])
-                if key not in self.shelves:
-                    self.shelves[key] = Shelf(vectors.shape[1])
-                self.shelves[key].apply(rows, own, vectors)
+        try:
+            for key in _KEYS if len(changes.rows) else ():
+                self._apply_to(key, changes.rows)
+        except BaseException:
+            # Half of it would be applied twice the next time: begin anew. It is Ctrl-C, or memory ran out.
+            self._forget()
+            raise
         self.revision, self.epoch = changes.revision, changes.epoch
-        if len(rows):
-            self.known = max(self.known, int(rows.sequence[-1]))
-        self.unsaved += len(rows)
+        if len(changes.rows):
+            self.known = max(self.known, int(changes.rows.sequence[-1]))
+        self.unsaved += len(changes.rows)
+
+    def _apply_to(self, key: tuple[bool, bool], rows: Rows) -> None:
+        pair, captioned = key
+        own = (rows.pair == pair) & (rows.captioned == captioned)
+        if not own.any():
+            return
+        vectors = rows.questions[own[rows.new]]
+        if captioned and len(vectors):
+            # Captions come for the captioned rows alone.
+            vectors = score.joined(vectors, rows.captions[own[rows.new & rows.captioned]])
+        if key not in self.shelves:
+            self.shelves[key] = Shelf(vectors.shape[1])
+        self.shelves[key].apply(rows, own, vectors)
+
+    # ── in the background ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _indexable(self) -> list[Shelf]:
         # Plan pairs are of one judgement, and few.
         return [shelf for (pair, _), shelf in self.shelves.items() if not pair]
 
     def _work(self, store: MemoryStore) -> None:
-        """In the background: build indexes, bring them up to date, keep them."""
+        """Build indexes, bring them up to date, keep them. Only this thread changes an index."""
         try:
             while not self._stop.is_set():
                 with self._lock:
                     shelf = next((one for one in self._indexable() if one.wants_indexes), None)
-                    epoch = self.epoch
                     if shelf is None:
                         break
-                    grows = bool(shelf.indexes) and not shelf.wants_rebuilding
-                if grows:
-                    self._extend(shelf)
-                else:
+                    epoch, builds = self.epoch, shelf.wants_building
+                if builds:
                     self._build(shelf, epoch)
-            with self._lock:
-                if not self._stop.is_set():
-                    self._keep(store)
-        except ImportError:
-            # Without the library everything stays exact.
-            self._without_indexes = True
+                else:
+                    self._extend(shelf)
+            if not self._stop.is_set():
+                self._keep(store)
+        except (ImportError, RuntimeError) as error:
+            # The library is not there, or cannot do it: everything stays exact.
+            _LOG.debug("no approximate index: %s", error)
+            self._builds = False
         finally:
             self._worker = None
 
     def _extend(self, shelf: Shelf) -> None:
-        while not self._stop.is_set():
+        added = 1
+        while added and not self._stop.is_set():
             with self._lock:
-                if not shelf.outside:
-                    return
-                shelf.extend_indexes()
-            # Whoever waits for the lock gets it.
-            time.sleep(0)
+                added = shelf.extend_indexes()
+                self.unsaved += added
+            # A lock is not handed to whoever waits for it unless there is a pause.
+            time.sleep(0.001)
 
     def _build(self, shelf: Shelf, epoch: int) -> None:
-        """Two new indexes of what is active now; the shelf is searched without them meanwhile."""
+        """Two new indexes of what may be shown now; the shelf is searched without them meanwhile."""
         with self._lock:
-            # Rows never change their places or vectors, so these may be read without the lock.
-            vectors = shelf.vectors
-            active = shelf.column("active").copy()
-            correct = shelf.column("correct")
-        indexes = {judgement: Nearest(shelf.dimension) for judgement in (True, False)}
+            rows = shelf.frozen()
+        chosen = rows.eligible(time.time())
+        indexes = {judgement: Nearest(rows.dimension) for judgement in (True, False)}
         for judgement, index in indexes.items():
-            places = numpy.flatnonzero(active & (correct == judgement))
+            places = numpy.flatnonzero(chosen & (rows.column("correct") == judgement))
             for start in range(0, len(places), 1_000):
                 if self._stop.is_set():
                     return
                 chunk = places[start : start + 1_000]
-                index.add(chunk, vectors[chunk])
+                index.add(chunk, rows.vectors[chunk])
         with self._lock:
             if self.epoch == epoch:
-                shelf.use(indexes, active)
+                shelf.use(indexes, chosen)
+                self.unsaved += len(chosen)
 
     def _keep(self, store: MemoryStore) -> None:
+        """Write the bank down, if enough of it has changed. Searches go on meanwhile."""
         from mia.memory import cache
 
-        if self.unsaved >= max(WORTH_KEEPING, len(self) // 20):
-            # A disk that is full, or a folder that cannot be written, costs the next process some time.
-            with suppress(OSError):
-                cache.save(store, self)
-                self.unsaved = 0
+        with self._lock:
+            unsaved = self.unsaved
+            if unsaved < max(WORTH_KEEPING, WORTH_KEEPING_SHARE * len(self)):
+                return
+            shelves = {key: shelf.frozen() for key, shelf in self.shelves.items()}
+            kept = cache.Kept(self.revision, self.epoch, self.known, shelves)
+        try:
+            if cache.save(store, self.scope, kept):
+                with self._lock:
+                    self.unsaved = max(0, self.unsaved - unsaved)
+        except (OSError, StoreError) as error:
+            _LOG.debug("the vector cache of %s is not kept: %s", store.location, error)
 
 
-COLUMNS: dict[str, type[numpy.generic]] = {
-    "sequence": numpy.int64,
-    "correct": numpy.bool_,
-    "active": numpy.bool_,
-    "uses": numpy.int64,
-    "wins": numpy.int64,
-    "created_at": numpy.float64,
-    "expires_at": numpy.float64,
-    "category": numpy.int16,
-}
-"""What a shelf knows of each memory, and its type."""
-_KEYS = ((False, False), (False, True), (True, False), (True, True))
-
-
-def same_store(one: Census, other: Census) -> bool:
-    """Whether what was handed out under one census is valid under the other."""
-    return (one.store, one.space, one.epoch) == (other.store, other.space, other.epoch)
-
-
-def _best(values: score.Numbers, own: NDArray[numpy.bool_], count: int) -> Places:
-    """The places of the highest `count` of the own values, in no order."""
+def _best(values: score.Numbers, own: Choice, count: int) -> Places:
+    """The places of the highest `count` of the own values, in no order; among equals the last."""
     places: Places = numpy.flatnonzero(own)
-    if len(places) > count:
-        places = places[numpy.argpartition(values[places], len(places) - count)[len(places) - count :]]
-    return places
+    if len(places) <= count:
+        return places
+    values = values[places]
+    least = numpy.partition(values, len(places) - count)[len(places) - count]
+    above, equal = numpy.flatnonzero(values > least), numpy.flatnonzero(values == least)
+    best: Places = places[numpy.concatenate([above, equal[len(equal) - (count - len(above)) :]])]
+    return best
+
+
+def _roomy(count: int, room: int) -> int:
+    """The new length of an array of length `room` that must hold `count`: rarely moved, and soon not for the first
+    row that comes after a load."""
+    return max(64, room * 3 // 2, count * 9 // 8)
 
 
 def _enlarged(array: NDArray[Any], shape: tuple[int, ...], count: int) -> NDArray[Any]:
+    # Zeros are not touched by the system until they are used.
     larger = numpy.zeros(shape, array.dtype)
     larger[:count] = array[:count]
     return larger

@@ -20,7 +20,7 @@ _EXPANSION_SEARCH = 200
 
 
 class Nearest:
-    """Not thread-safe: adding and searching take turns."""
+    """Any number of threads may search at once, and nobody while one adds."""
 
     def __init__(self, dimension: int) -> None:
         """Raises ImportError where `usearch` cannot be loaded."""
@@ -39,8 +39,9 @@ class Nearest:
         return len(self._index)
 
     def add(self, places: NDArray[numpy.intp], vectors: Vectors) -> None:
+        """`vectors`: shape (number of places, dimension), of length 1 or zero; a NaN in one counts as 0."""
         if len(places):
-            self._index.add(places.astype(numpy.uint64), vectors, threads=1)
+            self._index.add(places.astype(numpy.uint64), numpy.nan_to_num(vectors), threads=1)
 
     def search(self, vector: Vectors, count: int) -> NDArray[numpy.intp]:
         """The places of at most `count` of the most similar, best first."""
@@ -48,14 +49,19 @@ class Nearest:
         if not count:
             return numpy.zeros(0, numpy.intp)
         self._index.expansion_search = max(_EXPANSION_SEARCH, count)
-        return numpy.asarray(self._index.search(vector, count, threads=1).keys).astype(numpy.intp)
+        return numpy.asarray(self._index.search(numpy.nan_to_num(vector), count, threads=1).keys).astype(numpy.intp)
 
-    def dump(self) -> bytes:
-        return bytes(self._index.save())
+    def dump(self) -> bytearray:
+        """Raises RuntimeError."""
+        content: bytearray = self._index.save()
+        return content
 
     @classmethod
-    def parse(cls, content: bytes, dimension: int) -> Nearest:
-        """From `dump`. Raises ImportError, and whatever `usearch` raises for what is none of its own."""
+    def parse(cls, content: memoryview, dimension: int) -> Nearest:
+        """From `dump`; damaged content may end the process, so it must have been checked. Raises ImportError, and
+        RuntimeError or ValueError for what is another index."""
         nearest = cls(dimension)
         nearest._index.load(content)
+        if nearest._index.ndim != dimension:
+            raise ValueError(f"an index of {nearest._index.ndim} dimensions instead of {dimension}")
         return nearest

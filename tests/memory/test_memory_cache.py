@@ -1,68 +1,78 @@
-"""The bank on the disk: fast to open, never believed where it could be wrong."""
+"""The bank's cache on the disk: used where it agrees with the store, and ignored at the slightest doubt."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cache_saver
+import numpy
 import pytest
-from shelf_of_memories import clustered, insert
+from cache_saver import kept
+from filled import clustered, contents, credit, fill
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mia.memory import bank as module
+from mia.memory import bank as banks
 from mia.memory import cache
 from mia.memory.bank import Bank
 from mia.store import open_store
 from mia.store.sqlite import SqliteStore
 from mia.types import MemoryState
 
-NOW = 1_800_000_000.0
-ROWS = 2_500
+ROWS = 2_400
+SCOPE = "default"
+
+
+@pytest.fixture(scope="module")
+def kept_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store and its cache: workflows with captions and without, and indexes."""
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch, open_store(folder / "memory.db") as store:
+        patch.setattr(banks, "THRESHOLD", 1_000)
+        fill(store, clustered(ROWS - 300), category="maps")
+        fill(store, clustered(300, seed=1), captions=clustered(300, seed=2))
+        bank = loaded(store)
+        assert bank.settled(timeout=60)
+        bank.close(store)
+        assert bank.shelf(pair=False, captioned=False).indexes
+    return folder
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with open_store(tmp_path / "memory.db") as store:
-        yield store
+def folder(kept_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(kept_folder, tmp_path / "copy"))
 
 
 @pytest.fixture
-def kept(store: SqliteStore) -> SqliteStore:
-    """A store of which a bank was kept."""
-    insert(store, ROWS)
-    fill(store)
-    assert len(loaded(store)) == ROWS
-    return store
+def store(folder: Path) -> Iterator[SqliteStore]:
+    with open_store(folder / "memory.db") as opened:
+        yield opened
 
 
-def fill(store: SqliteStore) -> None:
-    bank = Bank("default")
+def loaded(store: SqliteStore, scope: str = SCOPE) -> Bank:
+    bank = Bank(scope)
     with bank.refreshed(store):
-        pass
-    assert bank.settled(timeout=60)
-    bank.close(store)
+        return bank
 
 
-def loaded(store: SqliteStore) -> list[int]:
-    """The sequence numbers that are found on the disk; none where the cache is not believed."""
-    found = cache.load(store, "default", store.census("default"))
-    return [] if found is None else found.shelves[False, False].column("sequence").tolist()
-
-
-def nearest(store: SqliteStore) -> list[list[int]]:
-    """What a fresh bank finds for some questions."""
-    bank = Bank("default")
-    with bank.refreshed(store):
-        shelf = bank.shelf(pair=False, captioned=False)
-        found = [shelf.most_similar(query, 5, now=NOW)[0] for query in clustered(20, seed=2)]
-        return [sorted(shelf.column("sequence")[places].tolist()) for places in found]
+def used(store: SqliteStore) -> bool:
+    """Whether the cache is used; what is loaded is what the store holds in any case."""
+    bank, anew = Bank(SCOPE, indexes=False), Bank(SCOPE, indexes=False)
+    with bank.refreshed(store), anew.refreshed(store, kept=False):
+        assert contents(bank) == contents(anew)
+        # What came from the rows would have to be saved.
+        return bank.unsaved < anew.unsaved
 
 
 def manifest(store: SqliteStore) -> Path:
@@ -70,197 +80,360 @@ def manifest(store: SqliteStore) -> Path:
     return path
 
 
-# ── what is kept ──────────────────────────────────────────────────────────────────────────────────────────────────
+def files(store: SqliteStore) -> list[Path]:
+    """All of a generation."""
+    named = json.loads(manifest(store).read_text())["pages"]
+    return sorted(store.cache / file["name"] for page in named for file in page["files"].values())
 
 
-def test_a_kept_bank_is_brought_up_to_date(kept: SqliteStore) -> None:
-    ids = insert(kept, 5, start=9_000)
-    kept.transaction(lambda writing: writing.set_state(ids[:1], MemoryState.FORGOTTEN, action="forget"))
-    assert len(loaded(kept)) == ROWS
-    bank = Bank("default")
-    with bank.refreshed(kept):
-        shelf = bank.shelf(pair=False, captioned=False)
-        assert len(shelf) == ROWS + 5
-        assert shelf.column("active").sum() == ROWS + 4
-    assert cache.verify(kept, "default") == []
+def rewritten(store: SqliteStore, change: Callable[[dict[str, object]], object]) -> None:
+    """A manifest that says otherwise, and whose checksum is right."""
+    page = json.loads(manifest(store).read_text())
+    change(page)
+    record = cache._Manifest.model_validate(page)
+    manifest(store).write_text(record.model_copy(update={"checksum": record.sum()}).model_dump_json())
 
 
-def test_a_small_bank_is_not_worth_keeping(store: SqliteStore) -> None:
-    insert(store, 50)
-    fill(store)
-    assert not store.cache.exists()
+# ── what is kept ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_indexes_are_kept_too(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "THRESHOLD", 2_000)
-    insert(store, ROWS)
-    fill(store)
-    bank = Bank("default")
+def test_what_was_kept_is_used_with_its_indexes(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banks, "THRESHOLD", 1_000)
+    assert used(store)
+    bank = loaded(store)
+    shelf = bank.shelf(pair=False, captioned=False)
+    assert len(shelf.indexes[True]) + len(shelf.indexes[False]) == ROWS - 300
+    assert not shelf.wants_indexes
+    query = clustered(1, seed=3)[0]
+    exact = set(numpy.argsort(-(shelf.vectors @ query))[:10].tolist())
+    assert len(exact & set(shelf.most_similar(query, 10, now=0)[0].tolist())) >= 9
+    assert cache.verify(store, SCOPE) == []
+
+
+def test_it_is_brought_up_to_date(store: SqliteStore) -> None:
+    bank = loaded(store)
+    ids = fill(store, clustered(60, seed=4), category="new")
+    credit(store, "g", [ids[0], *ids[5:9]], won=True)
+    store.transaction(lambda writing: writing.set_state(ids[:3], MemoryState.FORGOTTEN, action="forget"))
+    old = store.numbered([1, 2])
+    credit(store, "h", [memory.id for memory in old.values()], won=False)
     with bank.refreshed(store):
-        shelf = bank.shelf(pair=False, captioned=False)
-        assert shelf.indexes
-        assert shelf.indexed.all()
-        assert shelf.most_similar(shelf.vectors[7], 1, now=NOW)[1][0] == pytest.approx(1.0, abs=1e-5)
+        followed = contents(bank)
+    assert used(store)
+    assert contents(loaded(store)) == followed
+    assert cache.verify(store, SCOPE) == []
 
 
-def test_names_of_files_tell_nobody_whose_they_are_and_others_cannot_read_them(store: SqliteStore) -> None:
-    insert(store, ROWS, scope="acme/research/ann")
-    bank = Bank("acme/research/ann")
-    with bank.refreshed(store):
-        pass
+def test_the_files_tell_nobody_else_anything(store: SqliteStore) -> None:
+    fill(store, clustered(2_100), scope="clinic/ada.lovelace")
+    loaded(store, "clinic/ada.lovelace").close(store)
+    paths = list(store.cache.iterdir())
+    assert {path.stat().st_mode & 0o777 for path in paths} == {0o600}
+    assert len({path.name.split(".")[0] for path in paths}) == 2
+    assert not any("ada" in path.name or "clinic" in path.name for path in paths)
+
+
+def test_saving_anew_leaves_one_generation(store: SqliteStore) -> None:
+    name = manifest(store).stem
+    (store.cache / f"{name}.0123456789ab.00.vectors").write_bytes(b"left by a writer that was killed")
+    (store.cache / f"{name}.0123456789ab.manifest").write_bytes(b"{")
+    before = set(files(store))
+    assert cache.save(store, SCOPE, kept(loaded(store)))
+    after = set(files(store))
+    assert not before & after
+    assert set(store.cache.iterdir()) == {*after, manifest(store), store.cache / f"{name}.lock"}
+    assert used(store)
+
+
+@pytest.mark.parametrize(("new", "kept_again"), [(1_999, False), (2_000, True)])
+def test_it_is_written_only_where_enough_has_changed(store: SqliteStore, new: int, kept_again: bool) -> None:
+    before = files(store)
+    fill(store, clustered(new, seed=5))
+    bank = loaded(store)
     bank.close(store)
-    files = list(store.cache.iterdir())
-    assert files
-    for file in files:
-        assert "ann" not in file.name
-        assert file.stat().st_mode & 0o077 == 0
+    assert (files(store) != before) == kept_again
+    again = files(store)
+    bank.close(store)
+    assert files(store) == again
 
 
-def test_the_next_generation_takes_the_place_of_the_last(kept: SqliteStore) -> None:
-    before = set(kept.cache.iterdir())
-    insert(kept, ROWS, start=10_000)
-    fill(kept)
-    assert len(loaded(kept)) == 2 * ROWS
-    assert len(set(kept.cache.iterdir())) == len(before)
+def test_a_small_memory_keeps_none(tmp_path: Path) -> None:
+    with open_store(tmp_path / "memory.db") as store:
+        fill(store, clustered(100))
+        loaded(store).close(store)
+        assert not store.cache.exists()
+        assert cache.verify(store, SCOPE) == []
 
 
-def test_dropping_leaves_nothing(kept: SqliteStore) -> None:
-    cache.drop(kept.cache, "other")
-    assert loaded(kept)
-    cache.drop(kept.cache, "default")
-    assert list(kept.cache.iterdir()) == []
+def test_dropping_one_scope_leaves_the_others(store: SqliteStore) -> None:
+    fill(store, clustered(2_100), scope="other")
+    loaded(store, "other").close(store)
+    cache.drop(store.cache, "other")
+    assert used(store)
+    assert len(list(store.cache.glob("*.json"))) == 1
+    cache.drop(store.cache)
+    assert list(store.cache.iterdir()) == []
+    assert not used(store)
+    cache.drop(store.cache.with_name("nowhere"))
 
 
-# ── what is not believed ──────────────────────────────────────────────────────────────────────────────────────────
+# ── what is doubtful ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_damage_anywhere_is_noticed_and_costs_only_time(kept: SqliteStore, tmp_path: Path) -> None:
-    expected, generator = nearest(kept), random.Random(7)
-    spare = tmp_path / "spare"
-    shutil.copytree(kept.cache, spare)
-    for file in sorted(kept.cache.iterdir()):
-        whole = file.read_bytes()
-        places = sorted({0, len(whole) // 2, len(whole) - 1, *(generator.randrange(len(whole)) for _ in range(3))})
-        damages = [
-            whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :]
-            for place in places
-            for bit in (0, 6)
-        ]
-        damages += [whole[:-1], whole[: len(whole) // 2], b"", whole + b"\0", b"garbage"]
-        for damage in damages:
-            file.write_bytes(damage)
-            believed = loaded(kept)
-            assert believed == [] or (file.suffix == ".json" and believed == list(range(1, ROWS + 1)))
-            assert nearest(kept) == expected
-        file.unlink()
-        assert loaded(kept) == []
-        file.mkdir()
-        assert loaded(kept) == []
-        file.rmdir()
-        shutil.copy(spare / file.name, file)
-    assert loaded(kept)
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_flipped_bit_anywhere_is_noticed(kept_folder: Path, data: st.DataObject) -> None:
+    with open_store(kept_folder / "memory.db") as store:
+        path = data.draw(st.sampled_from([manifest(store), *files(store)]))
+        whole = path.read_bytes()
+        offset = data.draw(st.integers(0, len(whole) - 1))
+        broken = bytearray(whole)
+        broken[offset] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(broken)
+        try:
+            assert cache.load(store, SCOPE, store.census(SCOPE)) is None
+        finally:
+            path.write_bytes(whole)
+        assert cache.load(store, SCOPE, store.census(SCOPE)) is not None
 
 
-def test_a_manifest_that_points_elsewhere_is_not_followed(kept: SqliteStore, tmp_path: Path) -> None:
-    page = json.loads(manifest(kept).read_bytes())
-    (outside := tmp_path / "outside").write_bytes(b"secret")
-    entry = page["shelves"][0]["files"]["vectors"]
-    for name in (str(outside), "../outside", "..", "", 7, None):
-        entry["file"] = name
-        manifest(kept).write_text(json.dumps(page))
-        assert loaded(kept) == []
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("way", ["cut", "longer", "empty", "gone", "a folder", "zeros", "another"])
+def test_a_file_that_is_not_what_it_was_is_noticed(store: SqliteStore, number: int, way: str) -> None:
+    paths = [manifest(store), *files(store)]
+    assert len(paths) == 7, "two shelves of two files, two indexes, a manifest"
+    path = paths[number % 7]
+    content = path.read_bytes()
+    path.unlink()
+    if way == "a folder":
+        path.mkdir()
+    elif way != "gone":
+        changed = {
+            "cut": content[: len(content) * 2 // 3],
+            "longer": content + b"\0",
+            "empty": b"",
+            "zeros": bytes(len(content)),
+            "another": paths[(number + 1) % 7].read_bytes(),
+        }
+        path.write_bytes(changed[way])
+    assert not used(store)
+    assert cache.verify(store, SCOPE) == []
+    if way != "a folder":
+        assert cache.save(store, SCOPE, kept(loaded(store)))
+        assert used(store)
 
 
-def test_the_cache_of_another_store_is_not_believed(kept: SqliteStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    ["", "null", "[]", "{}", '{"format": 1}', "[" * 100_000, "\x00", '{"pages": {}}', "1e999", '"\\ud800"', "{" * 9],
+)
+def test_any_manifest_can_be_read(store: SqliteStore, content: str) -> None:
+    manifest(store).write_text(content)
+    assert not used(store)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda page: page.update(format=2),
+        lambda page: page.update(store="another"),
+        lambda page: page.update(space="another/24"),
+        lambda page: page.update(epoch=page["epoch"] + 1),
+        lambda page: page.update(revision=page["revision"] + 1),
+        lambda page: page.update(revision=0),
+        lambda page: page.update(mark="2.0 'add'"),
+        lambda page: page.update(count=page["count"] + 1),
+        lambda page: page.update(count=page["count"] - 1),
+        lambda page: page.update(last=page["last"] + 1),
+        lambda page: page["pages"].pop(),
+        lambda page: page["pages"][0].update(rows=page["pages"][0]["rows"] - 1),
+        lambda page: page["pages"][0].update(dimension=23),
+        lambda page: page["pages"][0].update(dimension=0),
+        lambda page: page["pages"][0].update(rows=-1),
+        lambda page: page["pages"][0].update(categories=[]),
+        lambda page: page["pages"][0]["files"].pop("vectors"),
+        lambda page: page["pages"][0]["files"].pop("columns"),
+        lambda page: page["pages"][0]["files"].update(incorrect=page["pages"][0]["files"]["correct"]),
+        lambda page: page["pages"][0]["files"]["vectors"].update(name=""),
+        lambda page: page["pages"][0]["files"]["vectors"].update(name="/etc/passwd"),
+        lambda page: page["pages"][0]["files"]["vectors"].update(name="../memory.db"),
+        lambda page: page["pages"][0]["files"]["vectors"].update(name=".."),
+    ],
+)
+def test_a_manifest_that_is_of_something_else_is_not_believed(
+    store: SqliteStore, change: Callable[[dict[str, object]], object]
+) -> None:
+    rewritten(store, lambda page: None)
+    assert used(store)
+    rewritten(store, change)
+    assert not used(store)
+
+
+def test_a_missing_index_costs_only_the_index(store: SqliteStore) -> None:
+    rewritten(store, lambda page: page["pages"][0]["files"].pop("correct"))
+    assert used(store)
+    shelf = loaded(store).shelf(pair=False, captioned=False)
+    assert not shelf.indexes
+    assert not shelf.column("indexed").any()
+
+
+def test_without_the_library_of_indexes_the_vectors_are_used(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    assert used(store)
+    assert not loaded(store).shelf(pair=False, captioned=False).indexes
+
+
+def test_the_cache_of_another_store_is_not_used(store: SqliteStore, tmp_path: Path) -> None:
+    """Though it holds as many memories of the same numbers."""
     with open_store(tmp_path / "other.db") as other:
-        insert(other, ROWS, start=40_000)
-        shutil.copytree(kept.cache, other.cache)
-        assert loaded(other) == []
-        assert len(nearest(other)) == 20
+        fill(other, clustered(ROWS, seed=7))
+        shutil.copytree(store.cache, other.cache)
+        assert not used(other)
 
 
-def test_a_store_that_was_put_back_to_an_earlier_state_does_not_believe_a_later_cache(tmp_path: Path) -> None:
-    path = tmp_path / "memory.db"
-    with open_store(path) as store:
-        insert(store, ROWS)
-    copy = tmp_path / "copy.db"
-    shutil.copy(path, copy)
-    with open_store(path) as store:
-        insert(store, ROWS, start=20_000)
-        fill(store)
-    shutil.copy(copy, path)
-    with open_store(path) as store:
-        assert loaded(store) == []
-        bank = Bank("default")
-        with bank.refreshed(store):
-            assert len(bank) == ROWS
-        # Gone another way, past the size of the cache.
-        insert(store, 2 * ROWS, start=50_000)
-        assert loaded(store) == []
+def test_a_cache_from_before_the_store_was_put_back_from_a_copy_is_not_used(folder: Path, tmp_path: Path) -> None:
+    """The numbers of what came since are those of what was lost, and there are more of them."""
+    shutil.copy(folder / "memory.db", tmp_path / "earlier.db")
+    with open_store(folder / "memory.db") as store:
+        fill(store, clustered(2_000, seed=8))
+        loaded(store).close(store)
+        assert used(store)
+    shutil.copy(tmp_path / "earlier.db", folder / "memory.db")
+    with open_store(folder / "memory.db") as store:
+        assert not used(store), "an earlier state"
+        fill(store, clustered(2_500, seed=9))
+        assert not used(store), "another history"
 
 
-def test_a_purge_makes_the_cache_worthless(kept: SqliteStore) -> None:
-    (id,) = (memory.id for memory in kept.list_memories(None, limit=1))
-    kept.transaction(lambda writing: writing.set_state([id], MemoryState.FORGOTTEN, action="forget"))
-    kept.purge(ids=[id])
-    assert loaded(kept) == []
+def test_what_was_purged_does_not_stay_in_the_cache(store: SqliteStore) -> None:
+    ids = fill(store, clustered(3, seed=4))
+    store.transaction(lambda writing: writing.set_state(ids, MemoryState.FORGOTTEN, action="forget"))
+    assert manifest(store).exists()
+    store.purge(scope=SCOPE)
+    assert not used(store)
+    assert [path.suffix for path in store.cache.iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_folder_that_cannot_be_written_costs_only_time(store: SqliteStore) -> None:
-    insert(store, ROWS)
-    store.cache.write_text("a file where the folder should be")
-    fill(store)
-    assert len(nearest(store)) == 20
+def test_what_is_erased_while_a_cache_is_saved_does_not_stay_in_it(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = loaded(store)
+    (one,) = store.numbered([1]).values()
+    write = cache._write
+
+    def erasing(path: Path, content: bytes) -> None:
+        write(path, content)
+        if path.name.endswith(".manifest"):
+            store.erase(memory_ids=[one.id])
+            # Another file got in after the folder was emptied.
+            write(path, content)
+
+    monkeypatch.setattr(cache, "_write", erasing)
+    assert not cache.save(store, SCOPE, kept(bank))
+    assert list(store.cache.iterdir()) == []
+    # And what was loaded before is not written any more.
+    monkeypatch.undo()
+    assert not cache.save(store, SCOPE, kept(bank))
+    assert list(store.cache.iterdir()) == []
 
 
-def test_verify_names_what_the_cache_says_otherwise(kept: SqliteStore) -> None:
-    assert cache.verify(kept, "default") == []
-    bank = Bank("default")
-    with bank.refreshed(kept):
-        shelf = bank.shelf(pair=False, captioned=False)
-        shelf.column("uses")[3] += 1
-        shelf.vectors[5][0] += 1
-        cache.save(kept, bank)
-    problems = cache.verify(kept, "default")
-    assert len(problems) == 2
-    assert "'uses'" in problems[0]
-    assert "vectors" in problems[1]
+def test_a_difference_to_the_rows_is_said(store: SqliteStore) -> None:
+    bank = loaded(store)
+    shelf = bank.shelf(pair=False, captioned=False)
+    shelf.column("wins")[5] += 1
+    shelf.column("category")[7] = len(shelf.categories)
+    shelf.categories.append("another")
+    bank.shelf(pair=False, captioned=True).vectors[1, 2] += 0.5
+    assert cache.save(store, SCOPE, kept(bank))
+    assert cache.verify(store, SCOPE) == [
+        "the cache of workflows says otherwise about 'wins'",
+        "the cache of workflows says otherwise about 'category'",
+        "the cache of workflows with captions holds other vectors",
+    ]
 
 
-SAVER = """
-import sys
-from pathlib import Path
-from mia.memory import cache
-from mia.memory.bank import Bank
-from mia.store import open_store
-
-with open_store(Path(sys.argv[1])) as store:
-    bank = Bank("default")
-    with bank.refreshed(store):
-        print("ready", flush=True)
-        while True:
-            cache.save(store, bank)
-"""
+def test_verifying_changes_nothing(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banks, "THRESHOLD", 10)
+    before = {path: path.stat().st_mtime_ns for path in store.cache.iterdir()}
+    assert cache.verify(store, SCOPE) == []
+    assert not any(thread.name == "mia-memory-index" for thread in threading.enumerate())
+    assert {path: path.stat().st_mtime_ns for path in store.cache.iterdir()} == before
 
 
-def test_kill_9_while_saving_leaves_the_old_generation_or_the_new_one(kept: SqliteStore) -> None:
-    generator, expected = random.Random(3), nearest(kept)
-    for _ in range(12):
-        # Two at once, as two processes that end together.
-        savers = [
-            subprocess.Popen([sys.executable, "-c", SAVER, kept.location], stdout=subprocess.PIPE) for _ in range(2)
-        ]
-        for saver in savers:
-            assert saver.stdout is not None
-            assert saver.stdout.readline() == b"ready\n"
-        time.sleep(generator.random() * 0.1)
-        for saver in savers:
-            os.kill(saver.pid, signal.SIGKILL)
-            saver.communicate()
-        assert loaded(kept) in ([], list(range(1, ROWS + 1)))
-        assert nearest(kept) == expected
-    # What the killed left lying about is cleared away by the next that ends in peace.
-    insert(kept, ROWS, start=30_000)
-    fill(kept)
-    assert len(loaded(kept)) == 2 * ROWS
-    assert len(list(kept.cache.iterdir())) == 10
+# ── what cannot be written ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_in_place_of_the_folder_costs_only_time(store: SqliteStore) -> None:
+    shutil.rmtree(store.cache)
+    store.cache.write_text("in the way")
+    assert not used(store)
+    bank = loaded(store)
+    bank.close(store)
+    assert store.cache.read_text() == "in the way"
+
+
+def test_a_disk_without_room_leaves_the_earlier_generation(store: SqliteStore) -> None:
+    before = sorted(store.cache.iterdir())
+    fill(store, clustered(2_000, seed=4))
+    bank = loaded(store)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            cache.save(store, SCOPE, kept(bank))
+        bank.close(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert sorted(store.cache.iterdir()) == before
+    assert used(store)
+
+
+# ── several processes ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def saver(folder: Path, *count: str) -> subprocess.Popen[str]:
+    command = [sys.executable, cache_saver.__file__, str(folder / "memory.db"), *count]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_savers_killed_at_any_moment_leave_a_cache_that_is_whole_or_ignored(folder: Path) -> None:
+    moments = random.Random(20261121)
+    with open_store(folder / "memory.db") as store:
+        torn = 0
+        for _ in range(14):
+            # Two at once, as two processes that end together.
+            processes = [saver(folder), saver(folder)]
+            for process in processes:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "saving\n"
+            time.sleep(moments.uniform(0, 0.02))
+            for process in processes:
+                process.kill()
+                process.communicate()
+                assert process.returncode == -signal.SIGKILL
+            assert used(store)
+            named = {*files(store), manifest(store)}
+            torn += any(path not in named for path in store.cache.iterdir() if path.suffix != ".lock")
+        assert torn > 3, "the kills fell between two savings"
+        assert cache.save(store, SCOPE, kept(loaded(store)))
+        assert {path for path in store.cache.iterdir() if path.suffix != ".lock"} == {*files(store), manifest(store)}
+
+
+def test_several_savers_and_readers_at_once(folder: Path) -> None:
+    with open_store(folder / "memory.db") as store:
+        savers = [saver(folder, "40") for _ in range(3)]
+        looks = 0
+        while any(process.poll() is None for process in savers):
+            # Used, or ignored since it has just been replaced; never wrong.
+            used(store)
+            looks += 1
+        for process in savers:
+            process.communicate()
+        assert [process.returncode for process in savers] == [0, 0, 0]
+        assert looks > 3
+        assert used(store)
+        assert {path for path in store.cache.iterdir() if path.suffix != ".lock"} == {*files(store), manifest(store)}
