@@ -107,11 +107,13 @@ class SqliteWriting:
                 return 0
             taken_back = []
         ids = [row["id"] for row in counted]
-        standing = {row["id"]: [row["uses"], row["wins"]] for row in (*taken_back, *counted)}
+        # A memory that is in both stands in the later one as it is now.
+        changed = {row["sequence"]: row for row in (*taken_back, *counted)}
+        standing = {row["id"]: [row["uses"], row["wins"]] for row in changed.values()}
         after = {"correct": won, "judge": judge, "memory_ids": ids, "counts": standing}
-        sequences = json_list({row["sequence"] for row in (*taken_back, *counted)})
         execute = self._connection.execute
-        execute(_AUDIT, (now, "credit", sequences, "", home, group, json_object(before), json_object(after)))
+        audit = (now, "credit", str(list(changed)), "", home, group, json_object(before) if before else "{}")
+        execute(_AUDIT, (*audit, json_object(after)))
         execute(
             "INSERT OR REPLACE INTO credits VALUES (?, ?, ?, ?, ?, ?)", (home, group, won, judge, json_list(ids), now)
         )
