@@ -226,7 +226,8 @@ def probe(path: Path, queries: Vectors) -> dict[str, Any]:
     """What a fresh process needs."""
     begun = time.perf_counter()
     store = open_store(path)
-    recaller = Recaller(store, MemorySettings())
+    # Without a floor: every recall returns the full records of four memories.
+    recaller = Recaller(store, MemorySettings(floor=-1))
     first = recaller.recall(MemoryVectors(SPACE, queries[0]))
     opened = time.perf_counter() - begun
     assert first.shown, "a recall that shows nothing measures nothing"
