@@ -72,7 +72,10 @@ def defuse(text: str) -> str:
     The `<` of our tags and of the marks of chat templates becomes `‹` (a `[` becomes `⟦`), and lone surrogates, which
     can be neither sent nor stored, become `?`.
     """
-    text = _FENCE.sub("‹", text.encode("utf-8", "replace").decode())
+    text = text if text.isascii() else text.encode("utf-8", "replace").decode()
+    if "<" not in text and "[" not in text:
+        return text
+    text = _FENCE.sub("‹", text)
     return _TEMPLATE_MARK.sub(lambda mark: "‹" if mark.group() == "<" else "⟦", text)
 
 
