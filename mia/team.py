@@ -120,7 +120,11 @@ def build_team(
     if memory is None:
         store = _open_store(config, resources)
         if config.memory.enabled:
-            memory = _build_memory(config, store, models)
+            try:
+                memory = _build_memory(config, store, models)
+            except BaseException:
+                store.close()
+                raise
             resources.push_async_callback(memory.close)
         if not config.memory.enabled or config.memory.frozen:
             archive = _StoreArchive(store, config.memory.scope)

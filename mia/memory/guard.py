@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import islice
 
 from mia.prompt import FENCES
+from mia.types import Memory
 
 # How many words in a row must be ours before a text counts as a copy of our request.
 _COPIED_WORDS = 8
@@ -227,3 +228,11 @@ def suspicion(text: str) -> str:
         if sent and _GOODS.search(before, sent.end()) and _TOWARDS.search(before, sent.end()):
             return "it asks to carry data off"
     return ""
+
+
+def suspicion_of(memory: Memory) -> str:
+    """Why a memory is to be looked at before any agent reads it: the first suspicion of all its texts that an agent is
+    shown, reviews included; empty if there is none."""
+    texts = (memory.question, memory.caption, memory.workflow, memory.plan, memory.incorrect_plan)
+    reviews = (review.reason for review in memory.reviews)
+    return next(filter(None, map(suspicion, (*texts, *reviews))), "")

@@ -15,7 +15,7 @@ from typing import Literal
 
 from mia.config import MemorySettings
 from mia.memory import guard, score
-from mia.memory.compress import Compressor
+from mia.memory.compress import Compressed, Compressor
 from mia.models.ledger import Ledger
 from mia.store.base import MemoryVectors, Task, Writing
 from mia.types import (
@@ -35,9 +35,6 @@ NEAR_DUPLICATE = 0.9999
 
 # An execution that ended so, without an answer, says nothing about the path.
 _BROKEN_OFF = (StopReason.MODEL_FAILED, StopReason.UNREACHABLE, StopReason.BUDGET, StopReason.RUN_BUDGET)
-
-# An agent is shown at most 400 words of a text, and 50 characters without a space count as a word.
-_SHOWN_CHARACTERS = 20_000
 
 Origin = Literal["episode", "user", "import"]
 
@@ -127,6 +124,22 @@ class Lessons:
         )
         return self._lesson(memory, vectors, False, ())
 
+    def rewritten(self, memory: Memory, compressed: Compressed, vectors: MemoryVectors) -> Lesson:
+        """The same lesson with another workflow: another text, which begins its own statistics, and is looked at like
+        any other."""
+        now = time.time()
+        provenance = memory.provenance.evolve(compressed_by=compressed.by)
+        again = memory.evolve(
+            id=new_id("mem"),
+            workflow=compressed.workflow,
+            provenance=provenance,
+            uses=1,
+            wins=1,
+            created_at=now,
+            updated_at=now,
+        )
+        return self._lesson(again, vectors, True, ())
+
     def _lesson(
         self,
         memory: Memory,
@@ -134,10 +147,7 @@ class Lessons:
         within_judgement: bool,
         waiting: tuple[tuple[Task, str], ...],
     ) -> Lesson:
-        suspicion = ""
-        if self._settings.quarantine:
-            texts = (memory.question, memory.caption, memory.workflow, memory.plan, memory.incorrect_plan)
-            suspicion = next(filter(None, (guard.suspicion(text[:_SHOWN_CHARACTERS]) for text in texts)), "")
+        suspicion = guard.suspicion_of(memory) if self._settings.quarantine else ""
         if suspicion:
             memory = memory.evolve(state=MemoryState.QUARANTINED)
         return Lesson(memory, vectors, within_judgement, suspicion, waiting)
@@ -238,10 +248,13 @@ def _gives_way(old: Memory, lesson: Lesson, replace_below: float) -> bool:
     """Whether a near-duplicate is replaced.
 
     An incorrect memory is by any, a correct one by a correct one that is shorter, and neither while it wins as often as
-    `replace_below` (1: no matter). A plan pair is: the newer one shows the plans that are written now. What was found
-    out with the help of memories does not take the place of what was found out unaided, nor a guess that of a search.
+    `replace_below` (1: no matter). An expired one is, whatever it was. A plan pair is: the newer one shows the plans
+    that are written now. What was found out with the help of memories does not take the place of what was found out
+    unaided, nor a guess that of a search.
     """
     new = lesson.memory
+    if old.expired(new.created_at):
+        return True
     if old.kind is MemoryKind.PLAN_PAIR:
         return True
     if replace_below < 1 and old.uses and old.wins / old.uses >= replace_below:

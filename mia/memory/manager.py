@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from mia.config import MemorySettings
@@ -36,7 +36,12 @@ from mia.types import Episode, Memory, MemoryKind, MemoryState, Outcome, Questio
 RETRIED = 2
 """Entries of the queue that are worked off after an episode, as long as the model answers."""
 
+UNDER_WAY = 600.0
+"""Seconds after which an episode whose remembering was broken off is taken up again."""
+
 Judgement = Literal["correct", "incorrect"]
+Stale = Mapping[str, Collection[str]]
+"""Episode → what was learnt from it under another verdict."""
 
 
 class MemoryManager:
@@ -52,7 +57,7 @@ class MemoryManager:
         self._vectorizer = Vectorizer(store, embedder)
         self._lessons = Lessons(self._compressor, settings)
         self._recaller = Recaller(store, settings)
-        self._retrier = Retrier(store, settings, self._compressor, self._lessons, self._vectorizer)
+        self._retrier = Retrier(store, self._compressor, self._lessons, self._learn_again)
 
     @property
     def store(self) -> MemoryStore:
@@ -165,7 +170,7 @@ class MemoryManager:
             plan=plan,
         )
         (id,) = self._store.transaction(lambda writing: self._keep(writing, [lesson]))
-        self._make_room()
+        self.make_room()
         return self._store.memories([id])[id]
 
     def list(self, *, limit: int = 50, offset: int = 0) -> tuple[Memory, ...]:
@@ -229,27 +234,54 @@ class MemoryManager:
     async def _remember(self, groups: Sequence[Sequence[Episode]], ledger: Ledger, *, origin: Origin) -> int:
         """How many memories are held for the groups."""
         begun = time.perf_counter()
-        ids = [episode.id for group in groups for episode in group]
-        done = await asyncio.to_thread(self._store.absorbed, ids)
-        fresh = [[self._redactor.model(one) for one in group if one.id not in done] for group in groups]
-        fresh = [group for group in fresh if group]
+        fresh, stale = await asyncio.to_thread(self._fresh, groups)
         if not fresh:
             return 0
-        # Kept first: a lesson needs a model and an embedder, and may come later or never.
-        await asyncio.to_thread(self._store.transaction, lambda writing: self._save(writing, fresh))
+        # Kept first, and in the queue: a lesson needs a model and an embedder, and may come later or never.
+        await asyncio.to_thread(self._store.transaction, lambda writing: self._save(writing, fresh, stale))
         try:
-            lessons = await self._draw(fresh, ledger, origin)
+            lessons = await self._learn(fresh, ledger, origin, stale)
         except ModelError as error:
             trouble = error.got
             await asyncio.to_thread(self._store.transaction, lambda writing: self._put_off(writing, fresh, trouble))
             _tell(ledger, begun, f"kept, and not yet learnt from: {trouble}")
             return 0
-        held = await asyncio.to_thread(self._store.transaction, lambda writing: self._absorb(writing, fresh, lessons))
-        for lesson in (lesson for group in lessons for lesson in group if lesson.suspicion):
-            _tell(ledger, begun, f"{lesson.memory.id} is quarantined: {lesson.suspicion}")
-        await asyncio.to_thread(self._make_room)
-        await self._work_off(ledger, lessons)
-        return held
+        for lesson in lessons:
+            if lesson.suspicion:
+                _tell(ledger, begun, f"{lesson.memory.id} is quarantined: {lesson.suspicion}")
+        if not any(lesson.waiting for lesson in lessons):
+            # Only while the model answers.
+            await self._work_off(ledger)
+        return len(lessons)
+
+    def _fresh(self, groups: Sequence[Sequence[Episode]]) -> tuple[Sequence[Sequence[Episode]], Stale]:
+        """What is still to be learnt, redacted: what was not absorbed, and what was absorbed under another verdict."""
+        ids = [episode.id for group in groups for episode in group]
+        done = self._store.absorbed(ids)
+        known = self._store.episodes(done) if done else {}
+        stale = {
+            episode.id: tuple(memory.id for memory in self._store.memories_of([episode.id]))
+            for group in groups
+            for episode in group
+            if episode.id in known and _verdict_changed(known[episode.id], episode)
+        }
+        fresh = [
+            [self._redactor.model(one) for one in group if one.id not in done or one.id in stale] for group in groups
+        ]
+        return [group for group in fresh if group], stale
+
+    async def _learn(
+        self, groups: Sequence[Sequence[Episode]], ledger: Ledger, origin: Origin, stale: Stale
+    ) -> Sequence[Lesson]:
+        """Draw the lessons of groups that are kept, and store them. Raises ModelError."""
+        lessons = await self._draw(groups, ledger, origin)
+        await asyncio.to_thread(self._store.transaction, lambda writing: self._absorb(writing, groups, lessons, stale))
+        await asyncio.to_thread(self.make_room)
+        return [lesson for group in lessons for lesson in group]
+
+    async def _learn_again(self, group: Sequence[Episode], ledger: Ledger) -> None:
+        imported = all(one.verdict is not None and one.verdict.judge == "import" for one in group)
+        await self._learn([group], ledger, "import" if imported else "episode", {})
 
     async def _draw(
         self, groups: Sequence[Sequence[Episode]], ledger: Ledger, origin: Origin
@@ -263,49 +295,62 @@ class MemoryManager:
             for group, question in zip(groups, questions, strict=True)
         ]
 
-    def _save(self, writing: Writing, groups: Sequence[Sequence[Episode]]) -> None:
-        for episode in (episode for group in groups for episode in group):
-            writing.save_episode(episode, scope=self._settings.scope, absorbed=False)
+    def _save(self, writing: Writing, groups: Sequence[Sequence[Episode]], stale: Stale) -> None:
+        """Keep the episodes, and put into the queue what a death in the middle would leave unlearnt. An episode with
+        another verdict is there already, and is saved together with what is learnt under it."""
+        for group in groups:
+            telling = self._lessons.question(group) is not None
+            for episode in (one for one in group if one.id not in stale):
+                writing.save_episode(episode, scope=self._settings.scope, absorbed=False)
+                if telling and is_judged(episode):
+                    self._enqueue(writing, episode, "not finished yet", UNDER_WAY)
 
     def _put_off(self, writing: Writing, groups: Sequence[Sequence[Episode]], error: str) -> None:
         for group in groups:
             if self._lessons.question(group) is not None:
-                for episode in group:
-                    writing.enqueue(Task.REMEMBER, episode.id, scope=self._settings.scope, error=error, delay=delay(0))
+                for episode in filter(is_judged, group):
+                    writing.dequeue(Task.REMEMBER, [episode.id])
+                    self._enqueue(writing, episode, error, delay(0))
+
+    def _enqueue(self, writing: Writing, episode: Episode, error: str, seconds: float) -> None:
+        writing.enqueue(Task.REMEMBER, episode.id, scope=self._settings.scope, error=error, delay=seconds)
 
     def _absorb(
-        self, writing: Writing, groups: Sequence[Sequence[Episode]], lessons: Sequence[Sequence[Lesson]]
-    ) -> int:
+        self,
+        writing: Writing,
+        groups: Sequence[Sequence[Episode]],
+        lessons: Sequence[Sequence[Lesson]],
+        stale: Stale,
+    ) -> None:
         """All groups in one transaction. What another process absorbed since we looked is left as it is."""
-        held = 0
         for group, drawn in zip(groups, lessons, strict=True):
-            done = writing.absorbed([episode.id for episode in group])
+            ids = [episode.id for episode in group]
+            # What was learnt under another verdict makes room for what is learnt under this one.
+            outdated = [memory_id for id in ids for memory_id in stale.get(id, ())]
+            writing.set_state(outdated, MemoryState.FORGOTTEN, action="forget", reason="its verdict changed")
+            done = writing.absorbed(ids) - stale.keys()
             drawn = [lesson for lesson in drawn if lesson.memory.provenance.episode_id not in done]
-            ids = self._keep(writing, drawn)
-            held += len(ids)
+            held = self._keep(writing, drawn)
             for episode in group:
                 made = [
                     lesson.memory.id
-                    for id, lesson in zip(ids, drawn, strict=True)
+                    for id, lesson in zip(held, drawn, strict=True)
                     if id == lesson.memory.id and lesson.memory.provenance.episode_id == episode.id
                 ]
                 writing.save_episode(episode, scope=self._settings.scope, absorbed=is_judged(episode), lessons=made)
-            writing.dequeue(Task.REMEMBER, [episode.id for episode in group])
-        return held
+            writing.dequeue(Task.REMEMBER, ids)
 
     def _keep(self, writing: Writing, lessons: Sequence[Lesson]) -> Sequence[str]:
         return store_lessons(writing, lessons, replace_below=self._settings.replace_below)
 
-    def _make_room(self) -> None:
-        """Hold the scope to its quota."""
+    def make_room(self) -> None:
+        """Hold the scope to its quota. Raises StoreError."""
         most, scope = self._settings.quota, self._settings.scope
         if most and self._recaller.count() > most:
             self._store.transaction(lambda writing: writing.evict(scope, most))
 
-    async def _work_off(self, ledger: Ledger, lessons: Sequence[Sequence[Lesson]]) -> None:
-        """A little of the queue after each episode, unless the model failed just now."""
-        if any(lesson.waiting for group in lessons for lesson in group):
-            return
+    async def _work_off(self, ledger: Ledger) -> None:
+        """A little of the queue after each episode."""
         entries = due(self._retrier.possible(await self._queue()), time.time())[:RETRIED]
         if entries:
             await self._retrier.retry(entries, ledger)
@@ -327,6 +372,15 @@ class MemoryManager:
             raise ConfigError(
                 "the memory is frozen: it recalls, and takes nothing in.", hint="set memory.frozen = false"
             )
+
+
+def _verdict_changed(old: Episode, new: Episode) -> bool:
+    """Whether an episode that was learnt from comes again with the other verdict; one without any says nothing."""
+    return is_judged(new) and is_judged(old) and _is_correct(new) != _is_correct(old)
+
+
+def _is_correct(episode: Episode) -> bool:
+    return episode.verdict is not None and episode.verdict.correct
 
 
 def _tell(ledger: Ledger, begun: float, summary: str) -> None:

@@ -1,30 +1,30 @@
 """The queue: what a model or an embedder could not do is done later, and can be seen until then.
 
-An episode of which no memory could be made is remembered anew, with the others of its question; a workflow that rules
-wrote is written again from its episode and takes the place of the first; a memory without a category gets one. What
-fails again waits longer, up to a day. An entry whose subject is gone, or no longer in sight, is dropped.
+An episode of which no memory could be made is remembered anew, with the others of its question that wait; a workflow
+that rules wrote is written again from its episode and takes the place of the first; a memory without a category gets
+one. What fails again waits longer, up to a day, and so does what is out of sight. An entry is dropped if its subject is
+gone, or if another has taken its place.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from mia.config import MemorySettings
-from mia.errors import ModelError, RecordError
+from mia.errors import ModelError
 from mia.memory import guard
 from mia.memory.compress import Compressor
-from mia.memory.lessons import Lessons, store_lessons
-from mia.memory.questions import Vectorizer
+from mia.memory.lessons import Lessons
 from mia.models.ledger import Ledger
 from mia.store.base import MemoryStore, Task, Waiting, Writing
-from mia.types import Episode, Memory, MemoryState, new_id
+from mia.types import Episode, Memory, MemoryState
 
 FIRST_DELAY = 60.0
 """Seconds before the second try; doubled each time."""
 LONGEST_DELAY = 86_400.0
+
+Learn = Callable[[Sequence[Episode], Ledger], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,15 @@ class Retrier:
     def __init__(
         self,
         store: MemoryStore,
-        settings: MemorySettings,
         compressor: Compressor,
         lessons: Lessons,
-        vectorizer: Vectorizer,
+        learn: Learn,
     ) -> None:
+        """`learn`: what the manager does with the episodes of a question that it has kept. Raises ModelError."""
         self._store = store
-        self._settings = settings
         self._compressor = compressor
         self._lessons = lessons
-        self._vectorizer = vectorizer
+        self._learn = learn
 
     def possible(self, entries: Sequence[Waiting]) -> Sequence[Waiting]:
         """Those that can be tried at all: without a model, nothing is written or sorted anew."""
@@ -77,86 +76,90 @@ class Retrier:
         """Work off these entries, which belong to the manager's scope; after each, `on_progress(done, total)`. Raises
         StoreError."""
         total = Retried()
-        for count, entry in enumerate(entries, start=1):
-            if not self.possible([entry]):
-                total += Retried(failed=1)
-                continue
-            if entry.task is Task.REMEMBER:
-                total += await self._remember(entry, ledger)
-            elif entry.task is Task.COMPRESS:
-                total += await self._compress(entry, ledger)
-            else:
-                total += await self._categorise(entry, ledger)
+        groups = [[entry] for entry in entries if entry.task is not Task.REMEMBER]
+        groups += await self._by_question([entry for entry in entries if entry.task is Task.REMEMBER])
+        done = 0
+        for group in groups:
+            total += await self._work_off(group, ledger)
+            done += len(group)
             if on_progress is not None:
-                on_progress(count, len(entries))
+                on_progress(done, len(entries))
         return total
 
-    async def _remember(self, entry: Waiting, ledger: Ledger) -> Retried:
-        episode = await self._episode(entry.subject)
-        done = await asyncio.to_thread(self._store.absorbed, [entry.subject])
-        if episode is None or done:
-            return await self._drop(entry)
-        question = self._lessons.question([episode])
+    async def _by_question(self, entries: Sequence[Waiting]) -> list[list[Waiting]]:
+        """What is learnt of a question is chosen among all its episodes."""
+        episodes = await asyncio.to_thread(self._store.episodes, [entry.subject for entry in entries])
+        groups: dict[str, list[Waiting]] = {}
+        for entry in entries:
+            episode = episodes.get(entry.subject)
+            groups.setdefault(episode.question.id if episode else f"gone {entry.subject}", []).append(entry)
+        return list(groups.values())
+
+    async def _work_off(self, group: Sequence[Waiting], ledger: Ledger) -> Retried:
+        if not self.possible(group):
+            return Retried(failed=len(group))
+        task = group[0].task
+        if task is Task.REMEMBER:
+            return await self._remember(group, ledger)
+        return await (self._compress if task is Task.COMPRESS else self._categorise)(group[0], ledger)
+
+    async def _remember(self, group: Sequence[Waiting], ledger: Ledger) -> Retried:
+        ids = [entry.subject for entry in group]
+        absorbed = await asyncio.to_thread(self._store.absorbed, ids)
+        kept = await asyncio.to_thread(self._store.episodes, [id for id in ids if id not in absorbed])
+        gone = [entry for entry in group if entry.subject not in kept]
+        for entry in gone:
+            await self._drop(entry)
+        if not kept:
+            return Retried(dropped=len(gone))
         try:
-            vectors = (
-                await asyncio.to_thread(self._vectorizer.vectors, question.text, question.caption) if question else None
-            )
+            await self._learn([kept[id] for id in ids if id in kept], ledger)
         except ModelError as error:
-            return await self._put_off(entry, error.got)
-        lessons = await self._lessons.draw([episode], vectors, ledger) if vectors is not None else []
-
-        def absorb(writing: Writing) -> None:
-            if not writing.absorbed([episode.id]):
-                held = store_lessons(writing, lessons, replace_below=self._settings.replace_below)
-                made = [lesson.memory.id for lesson in lessons if lesson.memory.id in held]
-                writing.save_episode(episode, scope=entry.scope, absorbed=True, lessons=made)
-            writing.dequeue(entry.task, [entry.subject])
-
-        await asyncio.to_thread(self._store.transaction, absorb)
-        return Retried(done=1)
+            for entry in group:
+                if entry.subject in kept:
+                    await self._put_off(entry, error.got)
+            return Retried(failed=len(kept), dropped=len(gone))
+        return Retried(done=len(kept), dropped=len(gone))
 
     async def _compress(self, entry: Waiting, ledger: Ledger) -> Retried:
-        memory = await self._memory(entry.subject)
-        episode = await self._episode(memory.provenance.episode_id) if memory is not None else None
+        memory, episode = await self._subject(entry)
         if memory is None or episode is None:
             return await self._drop(entry)
+        if memory.state is not MemoryState.ACTIVE:
+            return await self._put_off(entry, "it is out of sight")
         compressed = await self._compressor.compress(episode, ledger)
         if compressed.error or guard.junk(memory.question, compressed.workflow):
             return await self._put_off(entry, compressed.error or "what the model wrote is no workflow")
-        vectors = await asyncio.to_thread(self._vectorizer.vectors, memory.question, memory.caption)
-        now = time.time()
-        # Another text: it begins its own statistics, as whatever replaces another does.
-        rewritten = memory.evolve(
-            id=new_id("mem"),
-            workflow=compressed.workflow,
-            provenance=memory.provenance.evolve(compressed_by=compressed.by),
-            uses=1,
-            wins=1,
-            created_at=now,
-            updated_at=now,
-        )
-
+        siblings = [one.id for one in await asyncio.to_thread(self._store.memories_of, [episode.id])]
         unsorted = [
             one
             for one in await asyncio.to_thread(self._store.queue)
             if one.task is Task.CATEGORISE and one.subject == memory.id
         ]
 
-        def replace(writing: Writing) -> None:
+        def rewrite(writing: Writing) -> None:
             writing.dequeue(entry.task, [memory.id])
-            # Meanwhile a better run may have taken its place.
-            if memory.id in {one.id for one, _ in writing.alike(memory.scope, memory.kind, memory.question)}:
-                writing.insert(rewritten, vectors, replaces=memory.id, reason="written again by the model")
-                for other in unsorted:
-                    writing.dequeue(other.task, [memory.id])
-                    writing.enqueue(other.task, rewritten.id, scope=other.scope, error=other.error, delay=0)
+            alike = writing.alike(memory.scope, memory.kind, memory.question)
+            vectors = next((vectors for one, vectors in alike if one.id == memory.id), None)
+            if vectors is None:
+                # Meanwhile a better run has taken its place.
+                return
+            lesson = self._lessons.rewritten(memory, compressed, vectors)
+            if lesson.suspicion:
+                # What the rules wrote stays.
+                return
+            writing.insert(lesson.memory, vectors, replaces=memory.id, reason="written again by the model")
+            lessons = [lesson.memory.id if id == memory.id else id for id in siblings]
+            writing.save_episode(episode, scope=memory.scope, absorbed=True, lessons=lessons)
+            for other in unsorted:
+                writing.dequeue(other.task, [memory.id])
+                writing.enqueue(other.task, lesson.memory.id, scope=other.scope, error=other.error, delay=0)
 
-        await asyncio.to_thread(self._store.transaction, replace)
+        await asyncio.to_thread(self._store.transaction, rewrite)
         return Retried(done=1)
 
     async def _categorise(self, entry: Waiting, ledger: Ledger) -> Retried:
-        memory = await self._memory(entry.subject)
-        episode = await self._episode(memory.provenance.episode_id) if memory is not None else None
+        memory, episode = await self._subject(entry)
         if memory is None or episode is None:
             return await self._drop(entry)
         category = await self._compressor.categorise(episode.question, ledger)
@@ -170,16 +173,13 @@ class Retrier:
         await asyncio.to_thread(self._store.transaction, sort)
         return Retried(done=1)
 
-    async def _memory(self, id: str) -> Memory | None:
-        """The memory, if it is still in sight."""
-        memory = (await asyncio.to_thread(self._store.memories, [id])).get(id)
-        return memory if memory is not None and memory.state is MemoryState.ACTIVE else None
-
-    async def _episode(self, id: str) -> Episode | None:
-        try:
-            return await asyncio.to_thread(self._store.load_episode, id) if id else None
-        except RecordError:
-            return None
+    async def _subject(self, entry: Waiting) -> tuple[Memory | None, Episode | None]:
+        """The memory, unless another has taken its place, and the episode that it was made of."""
+        memory = (await asyncio.to_thread(self._store.memories, [entry.subject])).get(entry.subject)
+        if memory is None or memory.state is MemoryState.REPLACED:
+            return None, None
+        id = memory.provenance.episode_id
+        return memory, (await asyncio.to_thread(self._store.episodes, [id])).get(id)
 
     async def _put_off(self, entry: Waiting, error: str) -> Retried:
         await asyncio.to_thread(

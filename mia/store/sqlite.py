@@ -369,12 +369,26 @@ class SqliteStore:
     def save_episode(self, episode: Episode, *, scope: str = "default") -> None:
         self.transaction(lambda writing: writing.save_episode(episode, scope=scope, absorbed=False))
 
-    def load_episode(self, reference: str) -> Episode:
+    def episodes(self, ids: Collection[str]) -> dict[str, Episode]:
+        found = self._select(f"SELECT id, json FROM episodes WHERE id IN {LIST}", json_list(ids))
+        return {row["id"]: load_episode(row["json"]) for row in found}
+
+    def load_episode(self, reference: str, *, scope: str | None = None) -> Episode:
         if reference == "last":
-            found = self._select("SELECT id, json FROM episodes ORDER BY sequence DESC LIMIT 1")
+            where, values = below(scope)
+            # The number first: with the whole rows, SQLite would sort all episodes of the scope.
+            found = self._select(
+                "SELECT id, json FROM episodes WHERE sequence = "
+                f"(SELECT max(sequence) FROM episodes WHERE {where})",
+                *values,
+            )
         else:
-            found = self._find("episodes", "id, json", reference)
+            found = self._find("episodes", "id, json", reference, scope)
         return load_episode(self._one(found, "episode", reference, "mia run … or mia ask … to make one")["json"])
+
+    def episodes(self, ids: Collection[str]) -> dict[str, Episode]:
+        found = self._select(f"SELECT id, json FROM episodes WHERE id IN {LIST}", json_list(ids))
+        return {row["id"]: load_episode(row["json"]) for row in found}
 
     def list_episodes(self, *, run: str | None = None, limit: int) -> tuple[Episode, ...]:
         where, values = ("", ()) if run is None else ("WHERE run = ?", (run,))
@@ -443,14 +457,17 @@ class SqliteStore:
     def _select(self, statement: str, *values: Any) -> list[sqlite3.Row]:
         return self._read(lambda connection: connection.execute(statement, values).fetchall())
 
-    def _find(self, table: str, columns: str, reference: str) -> list[sqlite3.Row]:
-        """The row of this id, else at most two whose id begins so."""
+    def _find(self, table: str, columns: str, reference: str, scope: str | None = None) -> list[sqlite3.Row]:
+        """The row of this id, else at most two of a scope and all below it (None: of all) whose id begins so."""
         reference = storable(reference)
         exact = self._select(f"SELECT {columns} FROM {table} WHERE id = ?", reference)
         if exact or not reference:
             return exact
         end = reference + chr(0x10FFFF)
-        return self._select(f"SELECT {columns} FROM {table} WHERE id >= ? AND id < ? LIMIT 2", reference, end)
+        where, values = below(scope)
+        return self._select(
+            f"SELECT {columns} FROM {table} WHERE id >= ? AND id < ? AND {where} LIMIT 2", reference, end, *values
+        )
 
     def _one(self, found: Sequence[sqlite3.Row], kind: str, reference: str, hint: str) -> sqlite3.Row:
         if not found:
