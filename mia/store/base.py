@@ -424,10 +424,6 @@ class MemoryStore(Reading, Protocol):
         """Keep an episode; idempotent by id."""
         ...
 
-    def episodes(self, ids: Collection[str]) -> dict[str, Episode]:
-        """Those that exist, by id: whole ids, and neither beginnings nor "last"."""
-        ...
-
     def load_episode(self, reference: str, *, scope: str | None = None) -> Episode:
         """By id, unambiguous beginning of one, or "last"; these two look only into `scope` and all below it (None:
         everywhere), while a whole id is found wherever it is. Raises RecordError if there is none, or more than

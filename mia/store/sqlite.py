@@ -369,10 +369,6 @@ class SqliteStore:
     def save_episode(self, episode: Episode, *, scope: str = "default") -> None:
         self.transaction(lambda writing: writing.save_episode(episode, scope=scope, absorbed=False))
 
-    def episodes(self, ids: Collection[str]) -> dict[str, Episode]:
-        found = self._select(f"SELECT id, json FROM episodes WHERE id IN {LIST}", json_list(ids))
-        return {row["id"]: load_episode(row["json"]) for row in found}
-
     def load_episode(self, reference: str, *, scope: str | None = None) -> Episode:
         if reference == "last":
             where, values = below(scope)
