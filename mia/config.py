@@ -228,7 +228,7 @@ class MemorySettings(Section):
     categories: bool = False
     """Let the Manager's model sort questions into categories, and recall within one."""
     frozen: bool = False
-    """Recall, and write nothing."""
+    """Recall, and learn nothing. Episodes are still kept."""
     replace_below: float = Field(default=1.0, ge=0, le=1)
     """A memory that wins as often as this gives way to no near-duplicate (the paper's test-time learning: 0.7); 1: the
     win rate does not matter."""

@@ -48,7 +48,7 @@ Record = Annotated[Path | None, typer.Option(help="Write every model call to thi
 Plan = Annotated[bool | None, typer.Option("--plan/--no-plan", help="Write a search plan first.", show_default="on")]
 Replan = Annotated[str | None, typer.Option(help="reflect, verdict or never.", show_default="reflect")]
 UseMemory = Annotated[bool | None, typer.Option("--memory/--no-memory", help="Recall and remember.", show_default="on")]
-Frozen = Annotated[bool | None, typer.Option("--frozen", help="Recall from the memory, and write nothing to it.")]
+Frozen = Annotated[bool | None, typer.Option("--frozen", help="Recall from the memory, and learn nothing.")]
 JudgeKind = Annotated[
     str | None, typer.Option("--judge", help="auto, reference, llm, peer, trust or none.", show_default="auto")
 ]
