@@ -10,6 +10,7 @@ Out of reach, and said so: folders that are gone, and whatever somebody made him
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -57,6 +58,9 @@ class Erasure:
     """Folders of runs that are gone: deleted, moved, or on a disk that is not there now."""
     unreached: tuple[Unreached, ...] = ()
     """What the same call may reach another time."""
+    unknown: tuple[str, ...] = ()
+    """Of the memories, the episodes and the words of questions that were asked for: what was nowhere, neither in the
+    store nor in its audit nor in a log that could be read."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,13 @@ def erase_everywhere(
     came to the captions is finished by the next, whatever that is asked for: then all captions go, which only costs
     making them again. Raises StoreError if the store itself could not be cleaned; called again, it goes on from there.
     """
-    words = _fingerprints(questions, redactor or Redactor())
+    words, given_memories = _fingerprints(questions, redactor or Redactor()), tuple(memory_ids)
+    found_texts: set[int] = set()
     if words:
-        found_questions, found_memories = _of_words(store, words)
+        found_questions, found_memories, found_texts = _of_words(store, words)
         question_ids = {*question_ids, *found_questions, *(Question.of(text).id for text in questions)}
         memory_ids = {*memory_ids, *found_memories}
+    known = {id for id in memory_ids if store.audit(memory_id=id, limit=1)}
     captions = _Captions(home / CAPTIONS)
     captions.begin()
     erased = store.erase(scope=scope, memory_ids=memory_ids, episode_ids=episode_ids, question_ids=question_ids)
@@ -115,7 +121,37 @@ def erase_everywhere(
         captions=removed,
         missing=tuple(place for place in erased.copies if not place.is_dir()),
         unreached=(*unreached, *trouble),
+        unknown=_nowhere(
+            {*known, *erased.memories, *erased.episodes, *(id for copy in copies for id in copy.gone)},
+            found_texts.union(*(copy.texts for copy in copies)),
+            asked=(*given_memories, *episode_ids),
+            questions=questions,
+            redactor=redactor,
+        ),
     )
+
+
+def questions_like(store: MemoryStore, questions: Collection[str], redactor: Redactor | None = None) -> tuple[str, ...]:
+    """The questions in the store that `erase_everywhere` takes for these, as they were written. Raises StoreError."""
+    words = _fingerprints(questions, redactor or Redactor())
+    if not words:
+        return ()
+    memories = (memory.question for memory, _ in store.export(None))
+    episodes = (kept.episode.question.text for kept in store.export_episodes(None))
+    return tuple(sorted({text for text in itertools.chain(memories, episodes) if fingerprint(text) in words}))
+
+
+def _nowhere(
+    found: Collection[str],
+    found_texts: Collection[int],
+    *,
+    asked: Collection[str],
+    questions: Collection[str],
+    redactor: Redactor | None,
+) -> tuple[str, ...]:
+    unknown = [id for id in asked if id not in found]
+    unknown += [text for text in questions if not _fingerprints([text], redactor or Redactor()) & set(found_texts)]
+    return tuple(dict.fromkeys(unknown))
 
 
 # ── what is asked for ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -126,15 +162,19 @@ def _fingerprints(questions: Collection[str], redactor: Redactor) -> frozenset[i
     return frozenset(fingerprint(text) for question in questions for text in (question, redactor(question)))
 
 
-def _of_words(store: MemoryStore, words: Collection[int]) -> tuple[set[str], set[str]]:
-    """The ids of the questions with these words, and of the memories with such a question, in whatever state."""
-    memories = {memory.id for memory, _ in store.export(None) if fingerprint(memory.question) in words}
-    questions = {
-        kept.episode.question.id
-        for kept in store.export_episodes(None)
-        if fingerprint(kept.episode.question.text) in words
-    }
-    return questions, memories
+def _of_words(store: MemoryStore, words: Collection[int]) -> tuple[set[str], set[str], set[int]]:
+    """The ids of the questions with these words, and of the memories with such a question, in whatever state; and
+    those of the words that were there."""
+    questions, memories, found = set(), set(), set()
+    for memory, _ in store.export(None):
+        if (hashed := fingerprint(memory.question)) in words:
+            memories.add(memory.id)
+            found.add(hashed)
+    for kept in store.export_episodes(None):
+        if (hashed := fingerprint(kept.episode.question.text)) in words:
+            questions.add(kept.episode.question.id)
+            found.add(hashed)
+    return questions, memories, found
 
 
 def _removed(store: MemoryStore, scope: str | None) -> set[str]:
@@ -166,6 +206,8 @@ class _Copy:
     blotted: set[str] = field(default_factory=set)
     images: set[str] = field(default_factory=set)
     """SHA-256 of the images of episodes that are gone."""
+    texts: set[int] = field(default_factory=set)
+    """Fingerprints of their questions."""
     all_go: bool = False
     """The whole run is of the scope."""
     unreadable: bool = False
@@ -198,6 +240,7 @@ class _Copy:
             episode = json.loads(line)
             if self.all_go or self.selection.takes(episode):
                 self.gone.add(episode["id"])
+                self.texts.add(fingerprint(episode["question"]["text"]))
                 self.images.update(image["sha256"] for image in episode["question"].get("images", ()))
                 return b""
             if _blot_out(episode.get("recall") or {}, self.names):

@@ -14,6 +14,7 @@ from mia.errors import RecordError
 from mia.transcript import cut_words
 
 if TYPE_CHECKING:
+    from mia.store.base import MemoryStore
     from mia.types import Attempt, Episode, RecalledMemory, Step
 
 OBSERVATION_WORDS = 60
@@ -47,7 +48,21 @@ def _from_store(context: typer.Context, id: str) -> Episode:
 
     config = options.shared(context).config()
     with open_store(config.store_path, create=False, redact=config.memory.redact) as store:
-        return store.load_episode(id)
+        return load_in_scope(store, id, config.memory.scope)
+
+
+def load_in_scope(store: MemoryStore, reference: str, scope: str) -> Episode:
+    """An episode of a scope and all below it; by its whole id, one of any scope. Raises RecordError, StoreError."""
+    try:
+        return store.load_episode(reference, scope=scope)
+    except RecordError:
+        try:
+            named = store.load_episode(reference)
+        except RecordError:
+            named = None
+        if named is None or named.id != reference:
+            raise
+        return named
 
 
 def _from_file(path: Path, id: str) -> Episode:

@@ -36,7 +36,8 @@ T = TypeVar("T")
 EMBEDDED_CHARACTERS = 8_000
 """Of a question or caption, so many characters are embedded."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_BETWEEN_WORDS = re.compile(r"\W+")
+_CLOSING = frozenset("?.!… 。？！؟")
+_QUOTES = frozenset("\"'“”„‘’‚«»‹›「」『』")
 
 
 def storable(text: str) -> str:
@@ -45,9 +46,24 @@ def storable(text: str) -> str:
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
+def _bare(text: str) -> str:
+    """Without closing punctuation and quotes around the whole; a text of nothing else stays as it is."""
+    start, end = 0, len(text)
+    while True:
+        while end > start and text[end - 1] in _CLOSING:
+            end -= 1
+        if end - start < 2 or text[start] not in _QUOTES or text[end - 1] not in _QUOTES:
+            return text[start:end] or text
+        start, end = start + 1, end - 1
+
+
 def fingerprint(question: str) -> int:
-    """A 63-bit hash of the words of a question, whatever their case and punctuation: near-duplicates share it."""
-    words = _BETWEEN_WORDS.sub(" ", question.casefold()).strip()
+    """A 63-bit hash of a question, which near-duplicates share.
+
+    It is blind to case, to how much white space is where there is some, to the punctuation at the end (?.!…), and to
+    quotes around the whole. Every other sign counts: "C" is not "C++", and "1 + 1" is not "1 - 1".
+    """
+    words = _bare(" ".join(question.casefold().split()))
     return int.from_bytes(hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=8).digest(), "big") >> 1
 
 
@@ -241,7 +257,7 @@ class Reading(Protocol):
         ...
 
     def alike(self, scope: str, kind: MemoryKind, question: str) -> Sequence[tuple[Memory, MemoryVectors]]:
-        """The active memories of exactly this scope whose question has the same words, oldest first."""
+        """The active memories of exactly this scope whose question has the same `fingerprint`, oldest first."""
         ...
 
     def absorbed(self, episode_ids: Collection[str]) -> frozenset[str]:
@@ -393,11 +409,17 @@ class MemoryStore(Reading, Protocol):
         ...
 
     def purge(
-        self, *, scope: str | None = None, before: float | None = None, ids: Collection[str] | None = None
+        self,
+        *,
+        scope: str | None = None,
+        before: float | None = None,
+        ids: Collection[str] | None = None,
+        dry_run: bool = False,
     ) -> Erased:
         """Remove for good what is forgotten, replaced or expired, and has been since `before`: of a scope and all below
         it (None: of all), and of these ids only where they are given. What is quarantined goes only by id, and what is
-        in sight never. A late verdict for a purged memory does not find it."""
+        in sight never. A late verdict for a purged memory does not find it; the reasons that were given for its changes
+        go with it. A dry run changes nothing, and returns what would go."""
         ...
 
     def erase(

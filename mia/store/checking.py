@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,18 @@ def unreadable(location: str, sentence: str) -> Report:
     return Report((_unreadable(location, sentence),))
 
 
-def mend(connection: sqlite3.Connection, kind: str, subject: str) -> None:
-    """Mend one repairable problem within the open transaction, and write it into the audit."""
-    _MENDS[kind](connection, subject)
+def mend(connection: sqlite3.Connection, problems: Iterable[Problem]) -> None:
+    """Mend repairable problems within the open transaction, and write each into the audit."""
+    standings: Mapping[str, tuple[int, int]] | None = None
+    for kind, subject in dict.fromkeys((problem.kind, problem.subject) for problem in problems):
+        if kind != "counts":
+            _MENDS[kind](connection, subject)
+            continue
+        if standings is None:
+            # Once for all of them: it takes the whole audit, and no repair changes what it says of counts.
+            standings = _standings(connection)
+        uses, wins = standings[subject]
+        _set(connection, subject, {"uses": uses, "wins": wins}, "counts")
 
 
 # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -297,16 +306,13 @@ def _mend_caption(connection: sqlite3.Connection, id: str) -> None:
     _set(connection, id, {"captioned": int(bool(_text(connection, "caption", id)))}, "caption")
 
 
-def _mend_counts(connection: sqlite3.Connection, id: str) -> None:
-    uses, wins = _standings(connection)[id]
-    _set(connection, id, {"uses": uses, "wins": wins}, "counts")
-
-
 def _mend_queue(connection: sqlite3.Connection, subject: str) -> None:
     task, _, id = subject.partition(" ")
     row = connection.execute("SELECT * FROM queue WHERE task = ? AND subject = ?", (task, id)).fetchone()
     connection.execute("DELETE FROM queue WHERE task = ? AND subject = ?", (task, id))
-    audit.append(connection, "repair", at=time.time(), scope=row["scope"], reason="queue", before=dict(row))
+    # Not what went wrong: it may quote a question, and no erasure would find it in here.
+    before = {name: row[name] for name in row.keys() if name != "error"}  # noqa: SIM118 - a Row iterates its values
+    audit.append(connection, "repair", at=time.time(), scope=row["scope"], reason="queue", before=before)
 
 
 def _mend_index(connection: sqlite3.Connection, location: str) -> None:
@@ -317,7 +323,6 @@ def _mend_index(connection: sqlite3.Connection, location: str) -> None:
 _MENDS: Mapping[str, Callable[[sqlite3.Connection, str], None]] = {
     "fingerprint": _mend_fingerprint,
     "caption": _mend_caption,
-    "counts": _mend_counts,
     "queue": _mend_queue,
     "index": _mend_index,
 }

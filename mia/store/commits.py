@@ -35,7 +35,11 @@ class _Piece(Generic[W, T]):
         self.turn = threading.Lock()
         """Released when the piece is done, or is to lead."""
         self.turn.acquire()
+        self.leads = False
+        """It is its turn to lead."""
         self.done = False
+        self.left = False
+        """Its thread was interrupted and waits no more."""
         self.result: T
         self.error: BaseException | None = None
 
@@ -47,13 +51,14 @@ class _Piece(Generic[W, T]):
 
 class _CtrlCHeldBack:
     """Ctrl-C waits until what was begun is committed: between a commit and its acknowledgement there is no good moment
-    for it, and a leader works for other threads too. A second one does not wait.
+    for it, and a leader works for other threads too. A second one does not wait; those after it change nothing: it is
+    on its way out.
 
     Only the main thread is ever interrupted, and only where nobody has put a handler of his own.
     """
 
     def __init__(self) -> None:
-        self._noted = False
+        self._noted = 0
 
     def __enter__(self) -> None:
         self._holds = (
@@ -70,9 +75,9 @@ class _CtrlCHeldBack:
                 raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted:
+        self._noted += 1
+        if self._noted == 2:
             raise KeyboardInterrupt
-        self._noted = True
 
 
 class Commits(Generic[W]):
@@ -105,35 +110,56 @@ class Commits(Generic[W]):
 
     def _queue_up(self, piece: _Piece[W, T]) -> None:
         """Return when the piece is done."""
-        with self._guard:
-            self._line.append(piece)  # type: ignore[arg-type]
-            leads = not self._led
-            self._led = True
-            if len(self._line) >= self._writers:
-                self._gathered.set()
-        if not leads:
-            piece.turn.acquire()
-        if not piece.done:
-            self._lead()
-
-    def _lead(self) -> None:
-        """Commit a batch in which our own piece is first, and hand the lead on."""
-        if self._writers > 1:
-            self._gathered.wait(GATHERING_SECONDS)
-        with self._guard:
-            batch, self._line = self._line[:MOST], self._line[MOST:]
-            self._writers = max(len(batch), self._writers - 1)
-            self._gathered.clear()
         try:
+            with self._guard:
+                self._line.append(piece)  # type: ignore[arg-type]
+                piece.leads = not self._led
+                self._led = True
+                if len(self._line) >= self._writers:
+                    self._gathered.set()
+            if not piece.leads:
+                piece.turn.acquire()
+            if not piece.done:
+                self._lead(piece)
+        except BaseException:
+            self._leave(piece)
+            raise
+
+    def _leave(self, piece: _Piece[W, T]) -> None:
+        """Out of the line with an interrupted piece: nobody would take up the lead in its name. One that a leader has
+        taken already is his to finish."""
+        with self._guard:
+            piece.left = True
+            if piece in self._line:
+                self._line.remove(piece)  # type: ignore[arg-type]
+                if piece.leads:
+                    self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Whoever is at the head of the line leads now. Called under the guard."""
+        self._led = bool(self._line)
+        if self._led:
+            self._line[0].leads = True
+            self._line[0].turn.release()
+
+    def _lead(self, own: _Piece[W, T]) -> None:
+        """Commit a batch in which our own piece is first, and hand the lead on."""
+        batch: list[_Piece[W, object]] = []
+        try:
+            if self._writers > 1:
+                self._gathered.wait(GATHERING_SECONDS)
+            with self._guard:
+                batch, self._line = self._line[:MOST], self._line[MOST:]
+                self._writers = max(len(batch), self._writers - 1)
+                self._gathered.clear()
             with self.writing:
                 self._commit(batch)
         finally:
             with self._guard:
-                # What is not done goes back, and whoever is at the head of the line leads now.
-                self._line = [piece for piece in batch[1:] if not piece.done] + self._line
-                self._led = bool(self._line)
-                if self._led:
-                    self._line[0].turn.release()
+                # What is not done goes back, except what nobody waits for.
+                waiting = [piece for piece in batch if not (piece.done or piece.left)] + self._line
+                self._line = [piece for piece in waiting if piece is not own]
+                self._hand_on()
             for piece in batch[1:]:
                 if piece.done:
                     piece.turn.release()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import sqlite3
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mia.redaction import Redactor
 from mia.store import audit, rows
 from mia.store.base import Erased, fingerprint, storable
 from mia.store.conditions import below
@@ -28,6 +30,10 @@ ERASED = "[erased]"
 _PENDING = "erasing"
 """In `meta`: what was erased and may still have traces on the disk."""
 
+_BACKUP = r"\.(v[0-9]+-backup|[0-9]{8}-[0-9]{6}-repair-backup)(\.unfinished)?(-wal|-shm|-journal)?"
+"""How our copies are named after the store (`migrations.backup_name`, `SqliteStore.repair`), and SQLite's files beside
+them."""
+
 
 # ── purge ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -35,23 +41,17 @@ _PENDING = "erasing"
 def purge(
     connection: sqlite3.Connection, *, scope: str | None, before: float | None, ids: Collection[str] | None
 ) -> Erased:
-    """Remove memories that are forgotten, replaced or expired, and have been since `before` (None: no matter how long);
-    with `ids`, of these only, and quarantined ones too."""
+    """Remove what is `purgeable`, and blank the reasons that were given for its changes."""
     now = time.time()
-    where, values = below(scope)
-    out_of_sight = "state IN ('forgotten', 'replaced') OR (state = 'active' AND expires_at <= ?)"
-    values = (*values, now)
-    if ids is not None:
-        out_of_sight = f"({out_of_sight} OR state = 'quarantined') AND id IN {LIST}"
-        values = (*values, json_list(ids))
-    found = connection.execute(f"SELECT * FROM memories WHERE {where} AND ({out_of_sight})", values).fetchall()
-    if before is not None:
-        since = _out_of_sight_since(connection, found, now)
-        found = [row for row in found if since[row["id"]] < before]
+    found = purgeable(connection, scope=scope, before=before, ids=ids, now=now)
     if not found:
         return Erased()
     gone = [row["id"] for row in found]
     _remove_memories(connection, [row["sequence"] for row in found], gone)
+    connection.execute(
+        f"UPDATE audit SET reason = '' WHERE memory_id IN {LIST} AND action NOT IN ('roll back', 'repair')",
+        (json_list(gone),),
+    )
     for row in found:
         kept = ("state", "replaced_by", "category", "uses", "wins", "expires_at")
         audit.append(
@@ -65,6 +65,29 @@ def purge(
     _forget_numbers(connection, [row["sequence"] for row in found])
     _new_epoch(connection)
     return Erased(memories=tuple(gone))
+
+
+def purgeable(
+    connection: sqlite3.Connection,
+    *,
+    scope: str | None,
+    before: float | None,
+    ids: Collection[str] | None,
+    now: float,
+) -> list[sqlite3.Row]:
+    """Memories that are forgotten, replaced or expired, and have been since `before` (None: no matter how long); with
+    `ids`, of these only, and quarantined ones too."""
+    where, values = below(scope)
+    out_of_sight = "state IN ('forgotten', 'replaced') OR (state = 'active' AND expires_at <= ?)"
+    values = (*values, now)
+    if ids is not None:
+        out_of_sight = f"({out_of_sight} OR state = 'quarantined') AND id IN {LIST}"
+        values = (*values, json_list(ids))
+    found = connection.execute(f"SELECT * FROM memories WHERE {where} AND ({out_of_sight})", values).fetchall()
+    if before is not None:
+        since = _out_of_sight_since(connection, found, now)
+        found = [row for row in found if since[row["id"]] < before]
+    return found
 
 
 def _out_of_sight_since(connection: sqlite3.Connection, found: Sequence[sqlite3.Row], now: float) -> dict[str, float]:
@@ -114,12 +137,14 @@ class Selection:
         return below(self.scope) if self.scope is not None else ("FALSE", ())
 
 
-def erase_rows(connection: sqlite3.Connection, selection: Selection, backups: Iterable[Path]) -> Erased:
+def erase_rows(
+    connection: sqlite3.Connection, selection: Selection, backups: Iterable[Path], redactor: Redactor
+) -> Erased:
     """The first half: all rows, and the note of what is still to do. Returns what is to be cleaned up now, with what an
-    erasure that was cut short left behind."""
+    erasure that was cut short left behind. `redactor`: that of the store, under whose words credits are kept."""
     erased = _join(pending(connection), Erased(backups=tuple(backups)))
     if selection:
-        erased = _join(erased, _erase(connection, selection))
+        erased = _join(erased, _erase(connection, selection, redactor))
     note = {name: [str(value) for value in values] for name, values in dataclasses.asdict(erased).items()}
     connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (_PENDING, json.dumps(note)))
     return erased
@@ -140,11 +165,10 @@ def is_pending(connection: sqlite3.Connection) -> bool:
 
 
 def backups(path: Path) -> list[Path]:
-    """Copies of the store that were made before its schema was changed or it was repaired, finished or not."""
-    start = f"{path.name}."
-    return sorted(
-        file for file in path.parent.iterdir() if file.name.startswith(start) and "-backup" in file.name[len(start) :]
-    )
+    """Copies of the store that were made before its schema was changed or it was repaired, finished or not; none that
+    the user made and named himself."""
+    ours = re.compile(re.escape(path.name) + _BACKUP)
+    return sorted(file for file in path.parent.iterdir() if ours.fullmatch(file.name))
 
 
 def remove_files(cache: Path, copies: Iterable[Path]) -> None:
@@ -164,7 +188,7 @@ def cross_out(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM meta WHERE name = ?", (_PENDING,))
 
 
-def _erase(connection: sqlite3.Connection, selection: Selection) -> Erased:
+def _erase(connection: sqlite3.Connection, selection: Selection, redactor: Redactor) -> Erased:
     now = time.time()
     in_scope, scope_values = selection.in_scope
     episodes = connection.execute(
@@ -194,9 +218,9 @@ def _erase(connection: sqlite3.Connection, selection: Selection) -> Erased:
     connection.execute(
         f"DELETE FROM episodes WHERE sequence IN {LIST}", (json_list(row["sequence"] for row in episodes),)
     )
-    groups = _groups(connection, selection, episodes, episode_ids)
-    _erase_credits(connection, selection, groups, names)
-    _erase_history(connection, selection, groups, names, [row["sequence"] for row in memories])
+    groups = set(map(redactor, _groups(connection, selection, episodes, episode_ids)))
+    emptied = _erase_credits(connection, selection, groups, names)
+    _erase_history(connection, selection, groups, emptied, names, [row["sequence"] for row in memories])
     _erase_mentions(connection, names)
 
     for row in memories:
@@ -263,8 +287,9 @@ def _groups(
 
 def _erase_credits(
     connection: sqlite3.Connection, selection: Selection, groups: Collection[str], names: Collection[str]
-) -> None:
-    """Drop the records of these groups, and take the erased memories out of all others."""
+) -> set[tuple[str, str]]:
+    """Drop the records of these groups, and take the erased memories out of all others. Those that name no memory then
+    go too; their scopes and groups are returned."""
     in_scope, values = selection.in_scope
     connection.execute(
         f"DELETE FROM credits WHERE {in_scope} OR question_group IN {LIST}", (*values, json_list(groups))
@@ -274,24 +299,29 @@ def _erase_credits(
         f"WHERE EXISTS (SELECT 1 FROM json_each(memory_ids) WHERE value IN {LIST})",
         (json_list(names),),
     ).fetchall()
-    connection.executemany(
-        "UPDATE credits SET memory_ids = ? WHERE scope = ? AND question_group = ?",
-        [
-            (json_list(_without(json.loads(row["memory_ids"]), names)), row["scope"], row["question_group"])
-            for row in touched
-        ],
-    )
+    emptied = set()
+    for row in touched:
+        key = (row["scope"], row["question_group"])
+        left = _without(json.loads(row["memory_ids"]), names)
+        if left:
+            statement = "UPDATE credits SET memory_ids = ? WHERE scope = ? AND question_group = ?"
+            connection.execute(statement, (json_list(left), *key))
+        else:
+            connection.execute("DELETE FROM credits WHERE scope = ? AND question_group = ?", key)
+            emptied.add(key)
+    return emptied
 
 
 def _erase_history(
     connection: sqlite3.Connection,
     selection: Selection,
     groups: Collection[str],
+    emptied: Collection[tuple[str, str]],
     names: Collection[str],
     sequences: Collection[int],
 ) -> None:
-    """Empty the audit of what it says of these memories and groups. That something happened stays, and so do the counts
-    of other memories."""
+    """Empty the audit of what it says of these memories and groups (`emptied`: those of one scope only). That something
+    happened stays, and so do the counts of other memories."""
     in_scope, values = selection.in_scope
     connection.execute(
         "UPDATE audit SET reason = '', before = '{}', after = '{}', memories = '[]' "
@@ -299,13 +329,14 @@ def _erase_history(
         (*values, json_list(names)),
     )
     shared = connection.execute(
-        f"SELECT sequence, memories, reason, before, after, {in_scope} AS ours FROM audit WHERE memory_id = '' AND "
-        f"({in_scope} OR reason IN {LIST} OR EXISTS (SELECT 1 FROM json_each(before, '$.memory_ids') WHERE value IN "
-        f"{LIST}) OR EXISTS (SELECT 1 FROM json_each(after, '$.memory_ids') WHERE value IN {LIST}))",
-        (*values, *values, json_list(groups), json_list(names), json_list(names)),
+        f"SELECT sequence, memories, scope, reason, before, after, {in_scope} AS ours FROM audit "
+        f"WHERE memory_id = '' AND ({in_scope} OR reason IN {LIST} "
+        f"OR EXISTS (SELECT 1 FROM json_each(before, '$.memory_ids') WHERE value IN {LIST}) "
+        f"OR EXISTS (SELECT 1 FROM json_each(after, '$.memory_ids') WHERE value IN {LIST}))",
+        (*values, *values, json_list([*groups, *(group for _, group in emptied)]), json_list(names), json_list(names)),
     ).fetchall()
     for row in shared:
-        nameless = row["ours"] or row["reason"] in groups
+        nameless = row["ours"] or row["reason"] in groups or (row["scope"], row["reason"]) in emptied
         connection.execute(
             "UPDATE audit SET memories = ?, reason = ?, before = ?, after = ? WHERE sequence = ?",
             (

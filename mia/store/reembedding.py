@@ -135,15 +135,15 @@ def _left_out(connection: sqlite3.Connection) -> list[sqlite3.Row]:
 
 def _texts(connection: sqlite3.Connection, sequences: str) -> list[sqlite3.Row]:
     return connection.execute(
-        f"SELECT sequence, substr(question, 1, {EMBEDDED_CHARACTERS}) AS question, "
-        f"substr(caption, 1, {EMBEDDED_CHARACTERS}) AS caption FROM texts WHERE sequence IN ({sequences})",
-        (PAGE,),
+        f"SELECT sequence, question, caption FROM texts WHERE sequence IN ({sequences})", (PAGE,)
     ).fetchall()
 
 
 def _embed(embedder: Embedder, page: Sequence[sqlite3.Row]) -> list[tuple[bytes, bytes | None]]:
     """The vectors of the question and, where there is one, of the caption, as they are stored."""
-    texts = list(dict.fromkeys(text for row in page for text in (row["question"], row["caption"]) if text))
+    # Cut here: SQLite's substr() ends at a NUL.
+    pairs = [(row["question"][:EMBEDDED_CHARACTERS], row["caption"][:EMBEDDED_CHARACTERS]) for row in page]
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair if text))
     vectors = unit_rows(embedder.embed(texts)) if texts else numpy.zeros((0, embedder.dimension), numpy.float32)
     if vectors.shape != (len(texts), embedder.dimension):
         raise StoreError(
@@ -152,7 +152,7 @@ def _embed(embedder: Embedder, page: Sequence[sqlite3.Row]) -> list[tuple[bytes,
         )
     blobs = {text: rows.blob(vector) for text, vector in zip(texts, vectors, strict=True)}
     empty = bytes(4 * embedder.dimension)
-    return [(blobs.get(row["question"], empty), blobs[row["caption"]] if row["caption"] else None) for row in page]
+    return [(blobs.get(question, empty), blobs[caption] if caption else None) for question, caption in pairs]
 
 
 def unit_rows(vectors: Vectors) -> Vectors:

@@ -115,6 +115,11 @@ class SqliteStore:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the folder '{path.parent}' for the memory: {error.strerror}.") from error
+        if path.is_dir():
+            raise StoreError(
+                f"'{path}' is a folder.", wanted="a file for the memory", hint=f"memory.path: {path / 'memory.db'}"
+            )
+        self._closed = False
         with self._explained():
             self._writer = _connect(path)
             try:
@@ -218,8 +223,14 @@ class SqliteStore:
         where, values = within(scope, states)
         if judgement is not None:
             where, values = f"{where} AND judgement = ?", (*values, judgement)
+        # The numbers first, else SQLite sorts whole memories, texts and all; and from the newest down, which ends with
+        # the page, where the index would first collect the whole scope.
         found = self._select(
-            f"{MEMORIES} WHERE {where} ORDER BY sequence DESC LIMIT ? OFFSET ?", *values, limit, offset
+            f"{MEMORIES} WHERE sequence IN (SELECT sequence FROM memories NOT INDEXED WHERE {where} "
+            "ORDER BY sequence DESC LIMIT ? OFFSET ?) ORDER BY sequence DESC",
+            *values,
+            limit,
+            offset,
         )
         return tuple(rows.memory(row) for row in found)
 
@@ -281,8 +292,18 @@ class SqliteStore:
         return self.transaction(lambda _: history.rollback(self._writer, to, scope))
 
     def purge(
-        self, *, scope: str | None = None, before: float | None = None, ids: Collection[str] | None = None
+        self,
+        *,
+        scope: str | None = None,
+        before: float | None = None,
+        ids: Collection[str] | None = None,
+        dry_run: bool = False,
     ) -> Erased:
+        if dry_run:
+            found = self._read_at_once(
+                lambda connection: erasing.purgeable(connection, scope=scope, before=before, ids=ids, now=time.time())
+            )
+            return Erased(memories=tuple(row["id"] for row in found))
         return self.transaction(lambda _: erasing.purge(self._writer, scope=scope, before=before, ids=ids))
 
     def erase(
@@ -294,6 +315,8 @@ class SqliteStore:
         question_ids: Collection[str] = (),
     ) -> Erased:
         selection = erasing.Selection(scope, memory_ids, episode_ids, question_ids)
+        if self._closed:
+            raise self._is_closed()
         with self._explained():
             # Neither the writer nor the reader: only here what is deleted is overwritten at once, and VACUUM wants to
             # be alone on its connection.
@@ -304,7 +327,7 @@ class SqliteStore:
                 if not selection and not erasing.is_pending(connection):
                     return Erased()
                 with _transaction(connection, "BEGIN IMMEDIATE"):
-                    erased = erasing.erase_rows(connection, selection, erasing.backups(self._path))
+                    erased = erasing.erase_rows(connection, selection, erasing.backups(self._path), self._redactor)
                 self._take_off_the_disk(connection, erased)
             finally:
                 connection.close()
@@ -349,8 +372,7 @@ class SqliteStore:
             report = checking.examine(self._writer, self.location)
             problems = tuple(dict.fromkeys(problem for problem in report.problems if problem.repairable))
             _copy(self._path, backup)
-            for kind in dict.fromkeys((problem.kind, problem.subject) for problem in problems):
-                checking.mend(self._writer, *kind)
+            checking.mend(self._writer, problems)
             return problems
 
         return Repair(self.transaction(mend), self.check(), backup)
@@ -374,8 +396,7 @@ class SqliteStore:
             where, values = below(scope)
             # The number first: with the whole rows, SQLite would sort all episodes of the scope.
             found = self._select(
-                "SELECT id, json FROM episodes WHERE sequence = "
-                f"(SELECT max(sequence) FROM episodes WHERE {where})",
+                f"SELECT id, json FROM episodes WHERE sequence = (SELECT max(sequence) FROM episodes WHERE {where})",
                 *values,
             )
         else:
@@ -421,6 +442,7 @@ class SqliteStore:
     def close(self) -> None:
         # In the order of a transaction that reads: the other way round, the two would wait for each other for ever.
         with self._commits.writing, self._reading_lock:
+            self._closed = True
             self._reader.close()
             self._writer.close()
 
@@ -472,12 +494,17 @@ class SqliteStore:
             raise RecordError(f"several {kind} ids begin with '{reference}'.", wanted="more of the id", hint=hint)
         return found[0]
 
+    def _is_closed(self) -> StoreError:
+        return StoreError(f"the memory '{self._path}' is closed.", hint="open it again: open_store(path)")
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Troubles of file and disk as StoreError. A wrong statement of ours is a bug, and stays SQLite's own error."""
         try:
             yield
         except sqlite3.DatabaseError as error:
+            if self._closed and isinstance(error, sqlite3.ProgrammingError):
+                raise self._is_closed() from error
             trouble = _TROUBLE.get(_code(error))
             if trouble is None:
                 raise
@@ -556,11 +583,16 @@ def _refuse_strangers(connection: sqlite3.Connection, path: Path) -> None:
         (owner,) = connection.execute("PRAGMA application_id").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         version = _schema_version(connection)
-    if tables and owner != APPLICATION_ID:
+    if (tables or version or owner) and owner != APPLICATION_ID:
         raise StoreError(
             f"'{path}' is the database of another program.",
             wanted="a memory made by MIA, or a file that does not exist yet",
             hint="name another file with memory.path",
+        )
+    if version and not tables:
+        raise StoreError(
+            f"the memory '{path}' has schema version {version} and no tables: somebody emptied it.",
+            hint="put a copy of it back, or name another file with memory.path",
         )
     if version > len(MIGRATIONS):
         raise StoreError(

@@ -75,7 +75,7 @@ class SqliteWriting:
         own, texts = rows.memory_rows(memory)
         sequence = self._insert(own, texts, vectors)
         standing = f'{{"state": "{own[6]}", "uses": {memory.uses}, "wins": {memory.wins}}}'
-        added = (time.time(), "add", f"[{sequence}]", own[0], own[1], storable(reason), "{}", standing)
+        added = (time.time(), "add", f"[{sequence}]", own[0], own[1], self._clean(reason), "{}", standing)
         self._connection.execute(_AUDIT, added)
         if replaces:
             self._change(
@@ -89,7 +89,7 @@ class SqliteWriting:
         if verdict.outcome is Outcome.UNJUDGED:
             return 0
         scopes = [storable(scope) for scope in scopes]
-        home, group, judge = scopes[0], storable(group), storable(verdict.judge)
+        home, group, judge = scopes[0], self._clean(group), self._clean(verdict.judge)
         won, now = int(verdict.correct), time.time()
         earlier = self._connection.execute(
             "SELECT correct, judge, memory_ids FROM credits WHERE scope = ? AND question_group = ?", (home, group)
@@ -154,7 +154,7 @@ class SqliteWriting:
             "INSERT INTO queue (task, subject, scope, error, attempts, since, retry_at) VALUES (?, ?, ?, ?, 1, ?, ?) "
             "ON CONFLICT (task, subject) DO UPDATE SET error = excluded.error, attempts = attempts + 1, "
             "retry_at = excluded.retry_at",
-            (task.value, storable(subject), storable(scope), storable(error), now, now + delay),
+            (task.value, storable(subject), storable(scope), self._clean(error), now, now + delay),
         )
 
     def dequeue(self, task: Task, subjects: Collection[str]) -> None:
@@ -164,13 +164,17 @@ class SqliteWriting:
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _clean(self, text: str) -> str:
+        """Free text from outside, as it may be stored."""
+        return self._redactor(storable(text))
+
     def _change(self, action: str, ids: Collection[str], fields: Mapping[str, Any], reason: str) -> tuple[str, ...]:
         """Set columns of memories, with one audit row for each that it really changes; their ids."""
         names = ", ".join(fields)
         found = self._connection.execute(
             f"SELECT sequence, id, scope, {names} FROM memories WHERE id IN {LIST} ORDER BY sequence", (json_list(ids),)
         ).fetchall()
-        now, after, changed = time.time(), json_object(fields), []
+        now, after, changed, reason = time.time(), json_object(fields), [], self._clean(reason)
         for row in found:
             before = {name: row[name] for name in fields}
             if before == dict(fields):
@@ -184,7 +188,7 @@ class SqliteWriting:
                     f"[{row['sequence']}]",
                     row["id"],
                     row["scope"],
-                    storable(reason),
+                    reason,
                     json_object(before),
                     after,
                 ),

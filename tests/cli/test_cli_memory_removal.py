@@ -100,6 +100,7 @@ def test_it_asks_at_a_terminal_and_takes_no_for_an_answer(program: Program) -> N
         ("--episode", "ep-1", "--older-than", "3"),
         ("--older-than", "-1"),
         ("mem-9",),
+        ("--older-than", "1e12"),
     ],
     ids=" ".join,
 )
@@ -160,3 +161,36 @@ def test_a_run_leaves_its_folder_known_and_a_question_of_it_goes_from_there_too(
     assert "Not reached" in unreached.stderr
     again = program("memory", "purge", "--question", "Who found moon 0?", "--yes")
     assert (again.code, again.stdout.split(", ")[2]) == (0, "1 line of run logs")
+
+
+def test_what_was_found_nowhere_is_said(program: Program) -> None:
+    io = add(program, "Who found moon Io?")
+    for arguments in (("--memory", "mem-typo"), ("--episode", "ep-typo"), ("--question", "Who fond moon Io?")):
+        ended = program("memory", "purge", *arguments, "--yes")
+        assert ended.code == 1
+        assert f"Found nowhere, or gone already: '{arguments[1]}'" in ended.stderr
+    asked = ("--question", "Who found moon Io?", "--question", "Who fond moon Io?")
+    page = json.loads(program("memory", "purge", *asked, "--yes", "--json").stdout)
+    assert (page["memories"], page["unknown"]) == ([io], ["Who fond moon Io?"])
+    # What the audit still names was there once: the same deletion again has nothing to complain of.
+    assert program("memory", "purge", "--memory", io, "--yes").code == 0
+
+
+def test_before_a_question_is_deleted_what_matches_it_is_named(program: Program) -> None:
+    add(program, "Who found moon Io?")
+    for asked, named in (
+        ("who found moon IO", "(in the store: 'Who found moon Io?')"),
+        ("Who?", "(in the store: none)"),
+    ):
+        unasked = program("memory", "purge", "--question", asked)
+        assert (unasked.code, unasked.stdout) == (2, "")
+        assert named in " ".join(unasked.stderr.split())
+
+
+def test_a_memory_is_not_purged_from_a_scope_that_it_is_not_in(program: Program) -> None:
+    hidden = add(program, "Who found Io?", "--scope", "acme/ann")
+    program("memory", "forget", hidden)
+    refused = program("memory", "purge", hidden, "--scope", "globex", "--yes")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "'acme/ann'" in refused.stderr
+    assert program("memory", "purge", hidden, "--scope", "acme", "--yes").stdout == "1 memory removed for good\n"

@@ -70,8 +70,13 @@ def test_a_quarantined_one_is_purged_by_its_name_only(program: Program, ids: tup
 @pytest.mark.parametrize(
     "arguments",
     [("forget",), ("forget", "mem-9"), ("forget", "mem-"), ("forget", "ID", "--expire", "soon"),
-     ("forget", "ID", "--quarantine", "--expire", "3"), ("restore",), ("rollback",), ("rollback", "--to", "yesterday")],
-    ids=" ".join,
+     ("forget", "ID", "--quarantine", "--expire", "3"), ("restore",), ("rollback",), ("rollback", "--to", "yesterday"),
+     ("forget", "ID", "--expire", "20261231"), ("forget", "ID", "--expire", "9" * 400),
+     ("forget", "ID", "--expire", "4000000"), ("rollback", "--to", "20261231", "--yes"),
+     ("rollback", "--to", "3", "--yes"), ("rollback", "--to", "9" * 30, "--yes"),
+     ("rollback", "--to", "9" * 5000, "--yes"), ("list", "-k", "9" * 20), ("search", "x", "-k", "9" * 20),
+     ("audit", "-k", "9" * 20), ("audit", "--before", "9" * 20)],
+    ids=lambda words: " ".join(words)[:40],
 )  # fmt: skip
 def test_misuse_exits_with_2_and_changes_nothing(
     program: Program, ids: tuple[str, str], arguments: tuple[str, ...]
@@ -129,3 +134,9 @@ def test_the_audit_pages_backwards(program: Program, ids: tuple[str, str]) -> No
     assert ids[0] in second.stdout
     assert second.stderr == ""
     assert program("memory", "audit", "mem-9").code == 2
+
+
+def test_eight_digits_that_are_a_date_say_how_to_write_one(program: Program, ids: tuple[str, str]) -> None:
+    for command in (("forget", ids[0], "--expire"), ("rollback", "--yes", "--to")):
+        assert "write 2026-12-31" in program("memory", *command, "20261231").stderr
+    assert program("memory", "forget", ids[0], "--expire", "2026-12-31").code == 0

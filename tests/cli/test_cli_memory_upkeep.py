@@ -185,3 +185,32 @@ def test_another_embedder(program: Program, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.stdout == "1 memory embedded by 'hashing/reversed/384'\n"
     assert len(program("memory", "search", "Titan").stdout.splitlines()) == 1
     assert program("memory", "reembed", "--embedder", "unheard-of").code == 2
+
+
+def test_what_is_salvaged_never_lands_on_the_memory_itself(program: Program) -> None:
+    add(program, "Who found Titan?")
+    before = STORE.read_bytes()
+    Path(".mia/memory.db.cache").mkdir(exist_ok=True)
+    Path("link.jsonl").symlink_to(STORE.resolve())
+    Path("hard.jsonl").hardlink_to(STORE)
+    for name in (
+        *(".mia/memory.db", ".mia/memory.db-wal", ".mia/memory.db-shm", ".mia/../.mia/memory.db"),
+        *("link.jsonl", "hard.jsonl", ".mia/memory.db.cache/x.jsonl", "rescued.txt", "rescued"),
+    ):
+        refused = program("memory", "check", "--salvage", name, "--force")
+        assert (refused.code, refused.stdout) == (2, ""), name
+    assert program("memory", "export", "hard.jsonl", "--force").code == 2
+    assert (STORE.read_bytes(), Path("link.jsonl").is_symlink()) == (before, True)
+    assert not Path("rescued.txt").exists()
+    assert program("memory", "check", "--salvage", "rescued.jsonl.gz", "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    "command", [("list",), ("stats",), ("audit",), ("queue",), ("export", "x.jsonl")], ids=" ".join
+)
+def test_one_scope_and_all_scopes_contradict_each_other(program: Program, command: tuple[str, ...]) -> None:
+    add(program, "Who found Titan?")
+    ended = program("memory", *command, "--scope", "acme", "--all-scopes")
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "--scope with --all-scopes" in ended.stderr
+    assert program("memory", *command, "--all-scopes").code == 0

@@ -156,3 +156,19 @@ def test_what_is_stored_cannot_drive_the_terminal(program: Program) -> None:
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", printed)
         assert "\\x1b[31mred" in printed
         assert len(printed) < 4_000
+
+
+def test_the_last_episode_is_the_last_of_the_scope(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(Path(".mia/memory.db")) as store:
+        for id, scope in (("ep-own", "acme"), ("ep-below", "acme/web"), ("ep-other", "globex/bob")):
+            store.save_episode(Episode(id=id, question=Question.of(f"Asked in {id}?"), started_at=1e9), scope=scope)
+    for scope, last in (("acme", "ep-below"), ("globex/bob", "ep-other")):
+        monkeypatch.setenv("MIA_MEMORY__SCOPE", scope)
+        for command in (("show",), ("memory", "why")):
+            assert f"Asked in {last}?" in program(*command).stdout
+            # By its whole id any episode, by the beginning of one only what is in the scope.
+            assert "Asked in ep-own?" in program(*command, "ep-own").stdout
+    for command in (("show",), ("memory", "why")):
+        assert program(*command, "ep-ow").code == 2
+    monkeypatch.setenv("MIA_MEMORY__SCOPE", "nobody")
+    assert program("show").code == 2

@@ -378,3 +378,52 @@ def test_a_folder_that_may_not_be_written(store: SqliteStore, tmp_path: Path) ->
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(Exception, match="cannot make the folder"):
         export_markdown(store, tmp_path / "closed" / "pages")
+
+
+def test_an_edit_that_is_taken_back_comes_back(store: SqliteStore, folder: Path) -> None:
+    fill(store, [memory(0, uses=9, wins=3)])
+    export_markdown(store, folder)
+    path = page(folder, memory(0))
+    first = path.read_text(encoding="utf-8")
+    second, third = (first.replace("Huygens", name) for name in ("Cassini", "Galileo"))
+    for text in (second, first, second, third, first, second, first):
+        path.write_text(text, encoding="utf-8")
+        assert take(store, folder).replaced == 1
+        (one,) = active(store)
+        assert one.workflow in text
+        assert take(store, folder) == Imported(known=1)
+    assert (one.id, one.uses, one.wins) == ("mem-0", 9, 3)
+    # The pages of the others tell of what is out of sight, and bring nothing back.
+    export_markdown(store, folder)
+    assert take(store, folder) == Imported(known=3)
+    assert [found.id for found in active(store)] == ["mem-0"]
+
+
+def test_only_an_edit_of_the_page_itself_is_taken_back(store: SqliteStore, folder: Path) -> None:
+    fill(store, [memory(0), memory(1)])
+    export_markdown(store, folder)
+    for one in (memory(0), memory(1)):
+        edit(page(folder, one), "Huygens", "Cassini")
+    take(store, folder)
+    export_markdown(store, folder)
+    # The pages of the edited texts still call them active, when the first page is taken back.
+    page(folder, memory(0)).write_text(write_page(memory(0)), encoding="utf-8")
+    for _ in range(3):
+        take(store, folder)
+        assert "mem-0" in {one.id for one in active(store)}
+        assert len(active(store)) == 2
+    # Forgotten by somebody: no old page brings it back.
+    store.transaction(lambda writing: writing.set_state(["mem-0"], MemoryState.FORGOTTEN, action="forget"))
+    take(store, folder)
+    assert "mem-0" not in {one.id for one in active(store)}
+
+
+def test_a_page_by_hand_has_no_past(store: SqliteStore, folder: Path) -> None:
+    folder.mkdir()
+    forged = (
+        'judgement: correct\ncounts: {"uses": 1000, "wins": 1000}\nepisode: ep-1\norigin: episode\ncompressed_by: m'
+    )
+    (folder / "a.md").write_text(BY_HAND.replace("judgement: correct", forged), encoding="utf-8")
+    assert take(store, folder) == Imported(added=1)
+    (one,) = active(store)
+    assert (one.uses, one.wins, one.provenance) == (1, 1, Provenance(origin="user"))

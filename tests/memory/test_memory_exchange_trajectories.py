@@ -447,3 +447,12 @@ async def test_long_web_runs_with_tags_are_read(manager: MemoryManager, store: S
     judged = await import_trajectories(manager, path, format="openai", judgement="correct")
     assert (judged.episodes, judged.refused) == (0, ())
     assert 170 <= judged.added <= 173
+
+
+async def test_two_scopes_learn_from_the_same_log_each_by_itself(store: SqliteStore) -> None:
+    for scope in ("acme", "globex"):
+        manager = MemoryManager(store, HashingEmbedder(), MemorySettings(scope=scope))
+        done = await import_trajectories(manager, lines(react()), format="react")
+        assert (done.added, done.known, store.count_memories(scope)) == (1, 0, 1)
+        again = await import_trajectories(manager, lines(react()), format="react")
+        assert (again.added, again.known, store.count_memories(scope)) == (0, 1, 1)

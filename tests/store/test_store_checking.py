@@ -89,6 +89,23 @@ def test_what_the_rest_of_the_store_tells_is_repaired(store: SqliteStore, path: 
     assert not repair.backup.exists()
 
 
+def test_the_audit_is_read_once_for_all_counts(store: SqliteStore) -> None:
+    memories = [insert(store) for _ in range(8)]
+    break_it(store, "UPDATE memories SET uses = 9")
+    read: list[str] = []
+    store._writer.set_trace_callback(lambda statement: read.append(statement) if "'roll back'" in statement else None)
+    assert len(store.repair().repaired) == len(memories)
+    # Once to look again under the lock, once to mend.
+    assert len(read) == 2
+    assert {counts(store, memory) for memory in memories} == {(1, 1)}
+
+
+def test_what_went_wrong_in_a_queue_does_not_get_into_the_audit(store: SqliteStore) -> None:
+    break_it(store, "INSERT INTO queue VALUES ('compress', 'mem-x', 'default', 'who found Titan?', 1, 1.0, 1.0)")
+    store.repair()
+    assert store.audit(limit=1)[0].before.keys() == {"task", "subject", "scope", "attempts", "since", "retry_at"}
+
+
 def test_a_broken_index_is_made_anew(path: Path) -> None:
     with open_store(path) as store:
         memory = insert(store)

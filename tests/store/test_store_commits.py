@@ -181,3 +181,45 @@ print(store.check().sound)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "True\n", done.stderr[-2000:]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
+@pytest.mark.parametrize("slow_ends", ["after both", "between them"])
+def test_two_ctrl_c_in_a_waiting_writer_do_not_stop_the_others(path: Path, slow_ends: str) -> None:
+    """The second one takes the main thread out of the line, before or while it would have been handed the lead."""
+    code = f"""
+import os, signal, sys, threading, time
+from pathlib import Path
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from stored import insert
+from mia.store import open_store
+store = open_store(Path({str(path)!r}))
+begun, go_on, second = (threading.Event() for _ in range(3))
+def slow(writing):
+    begun.set()
+    go_on.wait(30)
+def interrupt():
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+    if {slow_ends == "between them"}:
+        go_on.set()
+    os.kill(os.getpid(), signal.SIGINT)
+first = threading.Thread(target=store.transaction, args=(slow,), daemon=True)
+first.start()
+begun.wait()
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    store.transaction(lambda writing: None)
+except KeyboardInterrupt:
+    print("interrupted")
+go_on.set()
+first.join(10)
+late = threading.Thread(target=insert, args=(store,), daemon=True)
+late.start()
+late.join(10)
+print(late.is_alive(), store.count_memories(), flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "interrupted\nFalse 1\n", done.stderr[-2000:]

@@ -135,6 +135,32 @@ def test_it_goes_by_how_long_it_was_out_of_sight(store: SqliteStore) -> None:
     assert store.purge(before=between).memories == (forgotten.id, expired.id)
 
 
+def test_a_dry_run_says_what_would_go_and_changes_nothing(store: SqliteStore) -> None:
+    forgotten, expired, quarantined, _ = (insert(store) for _ in range(4))
+    set_state(store, MemoryState.FORGOTTEN, forgotten)
+    set_state(store, MemoryState.QUARANTINED, quarantined)
+    set_expiry(store, 5.0, expired)
+    before = store.audit(limit=99)
+    assert store.purge(dry_run=True, ids=[quarantined.id]).memories == (quarantined.id,)
+    assert store.purge(dry_run=True, before=5.5).memories == ()
+    assert store.purge(dry_run=True, scope="other").memories == ()
+    would = store.purge(dry_run=True)
+    assert store.audit(limit=99) == before
+    assert store.purge() == would == Erased(memories=(forgotten.id, expired.id))
+
+
+def test_a_purge_takes_the_reasons_with_it(store: SqliteStore) -> None:
+    memory, other = insert(store), insert(store)
+    for one in (memory, other):
+        store.transaction(
+            lambda writing, id=one.id: writing.set_state([id], MemoryState.FORGOTTEN, action="forget", reason=SENTENCE)  # type: ignore[misc]
+        )
+    store.purge(ids=[memory.id])
+    assert [change.reason for change in store.audit(memory_id=memory.id, limit=9)] == ["", "", ""]
+    assert store.audit(memory_id=other.id, limit=1)[0].reason == SENTENCE
+    assert store.check().sound
+
+
 def test_a_late_verdict_does_not_find_it(store: SqliteStore) -> None:
     memory, other = insert(store), insert(store)
     credit(store, "g", {memory.id, other.id}, WRONG)
@@ -284,6 +310,33 @@ def test_credits_of_erased_groups_go_and_others_lose_a_name(store: SqliteStore) 
     assert counts(store, other) == (3, 3)
     store.rollback(2)
     assert counts(store, other) == (1, 1)
+
+
+def test_credits_that_are_left_without_a_memory_go_with_their_names(store: SqliteStore) -> None:
+    memory, other = insert(store), insert(store)
+    group = f"about {SENTENCE}"
+    for outcome in (RIGHT, WRONG):
+        credit(store, group, {memory.id}, outcome)
+    # The same name in another scope is another group.
+    credit(store, group, {other.id}, RIGHT, ["default/project", "default"])
+    store.erase(memory_ids=[memory.id])
+    found = [tuple(row) for row in store._reader.execute("SELECT scope, question_group FROM credits")]
+    assert found == [("default/project", group)]
+    assert [change.scope for change in store.audit(limit=99) if SENTENCE in str(change)] == ["default/project"]
+    assert counts(store, other) == (2, 2)
+    assert store.check().sound
+
+
+def test_the_users_own_copies_are_left_alone(store: SqliteStore, path: Path) -> None:
+    own = ("my-backup", "v1-backup-kept", "vx-backup", "backup", "2024-repair-backup", "v1-backup.gz")
+    ours = ("20240102-030405-repair-backup", "v1-backup", "v1-backup-wal", "v12-backup.unfinished")
+    for name in (*own, *ours):
+        path.with_name(f"{path.name}.{name}").write_text("a copy")
+    path.with_name("memoryxdb.v1-backup").write_text("of another file")
+    erased = store.erase(memory_ids=["mem-none"])
+    assert [file.name for file in erased.backups] == [f"{path.name}.{name}" for name in ours]
+    left = {file.name for file in path.parent.iterdir() if "backup" in file.name}
+    assert left == {*(f"{path.name}.{name}" for name in own), "memoryxdb.v1-backup"}
 
 
 def test_other_episodes_lose_what_they_were_shown(store: SqliteStore) -> None:

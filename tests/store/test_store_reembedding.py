@@ -101,6 +101,14 @@ def test_a_text_without_direction_is_like_nothing(store: SqliteStore, question: 
     assert vectors.question.tolist() == [0, 0, 0]
 
 
+def test_what_follows_a_nul_is_embedded_too(store: SqliteStore) -> None:
+    insert(store, a_memory("a\0b", caption="\0moon"))
+    insert(store, a_memory("a\0c" + "x" * EMBEDDED_CHARACTERS))
+    embedder = Hashes()
+    store.reembed(embedder, ignore)
+    assert agree(store, embedder)
+
+
 def test_an_empty_store_changes_its_space(store: SqliteStore) -> None:
     store.reembed(Hashes(), ignore)
     assert store.space() == "hashes/3"

@@ -32,9 +32,9 @@ from stored import (
 
 from mia.errors import RecordError, StoreError
 from mia.store import open_store, sqlite
-from mia.store.base import MemoryVectors, Task, Writing
+from mia.store.base import MemoryVectors, Task, Writing, fingerprint
 from mia.store.sqlite import SqliteStore
-from mia.types import Answer, MemoryKind, MemoryState, Outcome, Provenance, Review
+from mia.types import Answer, MemoryKind, MemoryState, Outcome, Provenance, Review, Verdict
 
 # ── memories ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -333,6 +333,28 @@ def test_episodes_are_loaded_by_id_beginning_or_last(store: SqliteStore) -> None
     assert [episode.id for episode in store.list_episodes(run="", limit=9)] == ["ep-ac"]
 
 
+def test_a_scope_narrows_what_last_and_a_beginning_of_an_id_mean(store: SqliteStore) -> None:
+    for id, scope in (("ep-aa", "ours"), ("ep-ab", "ours/project"), ("ep-ac", "theirs"), ("ep-b", "oursnot")):
+        store.save_episode(an_episode(id), scope=scope)
+    assert store.load_episode("last").id == "ep-b"
+    assert store.load_episode("last", scope="ours").id == "ep-ab"
+    assert store.load_episode("ep-a", scope="theirs").id == "ep-ac"
+    # A whole id leaves no doubt.
+    assert store.load_episode("ep-ac", scope="ours").id == "ep-ac"
+    with pytest.raises(RecordError, match="several"):
+        store.load_episode("ep-a", scope="ours")
+    for reference in ("last", "ep-"):
+        with pytest.raises(RecordError, match=f"no episode '{reference}'"):
+            store.load_episode(reference, scope="nobody")
+
+
+def test_episodes_are_found_by_their_whole_ids_only(store: SqliteStore) -> None:
+    for id in ("ep-aa", "ep-ab"):
+        store.save_episode(an_episode(id))
+    assert store.episodes(["ep-aa", "ep-a", "ep-", "last", ""]) == {"ep-aa": an_episode("ep-aa")}
+    assert store.episodes([]) == {}
+
+
 def test_an_absorbed_episode_stays_absorbed(store: SqliteStore) -> None:
     store.save_episode(an_episode("ep-1"))
     assert store.absorbed(["ep-1", "ep-2"]) == frozenset()
@@ -413,6 +435,47 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("pragma", ["user_version = 7", "user_version = 1", "application_id = 5"])
+def test_an_empty_database_of_another_program_is_left_alone(path: Path, pragma: str) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute(f"PRAGMA {pragma}")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="database of another program"):
+        open_store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_memory_without_its_tables_is_said(path: Path) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+        other.execute("PRAGMA user_version = 2")
+    other.close()
+    with pytest.raises(StoreError, match="has schema version 2 and no tables"):
+        open_store(path)
+
+
+def test_a_closed_store_says_so(path: Path) -> None:
+    store = open_store(path)
+    store.close()
+    store.close()
+    calls: tuple[Callable[[], object], ...] = (
+        store.space,
+        store.check,
+        store.repair,
+        store.erase,
+        store.count_episodes,
+        lambda: insert(store),
+        lambda: store.changes("default", 0),
+        lambda: store.purge(dry_run=True),
+        lambda: store.rollback(0),
+        lambda: list(store.export(None)),
+    )
+    for call in calls:
+        with pytest.raises(StoreError, match="is closed"):
+            call()
+
+
 def test_a_damaged_file_is_named_as_such(path: Path) -> None:
     with open_store(path) as store:
         for _ in range(50):
@@ -425,8 +488,9 @@ def test_a_damaged_file_is_named_as_such(path: Path) -> None:
 
 
 def test_a_folder_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="cannot be opened"):
+    with pytest.raises(StoreError, match="is a folder") as caught:
         open_store(tmp_path)
+    assert str(tmp_path / "memory.db") in caught.value.hint
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot make the folder"):
         open_store(tmp_path / "file" / "memory.db")
@@ -599,3 +663,80 @@ def test_an_old_sqlite_is_named_as_such(path: Path, monkeypatch: pytest.MonkeyPa
         open_store(path)
     assert caught.value.wanted == "SQLite 3.35.0 or newer"
     assert not path.exists()
+
+
+# ── what near-duplicates are ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "did france beat brazil",
+        "  Did France\tbeat\n Brazil ?!",
+        "“Did France beat Brazil?”",
+        "'Did France beat brazil'.",
+    ],
+)
+def test_case_space_closing_punctuation_and_quotes_make_no_difference(question: str) -> None:
+    assert fingerprint(question) == fingerprint("Did France beat Brazil?")
+
+
+def test_every_other_sign_makes_a_difference() -> None:
+    questions = [
+        "C",
+        "C++",
+        "C#",
+        "1 + 1",
+        "1 - 1",
+        "1 1",
+        "🙂",
+        "🙃",
+        "!?",
+        '"',
+        "",
+        "f(x)",
+        "f x",
+        '"a" or "b"',
+        "-5",
+        "5",
+    ]
+    assert len({fingerprint(question) for question in questions}) == len(questions)
+
+
+# ── redaction ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_free_text_from_outside_is_redacted_wherever_it_is_kept(path: Path) -> None:
+    secret = "sk-abcdefghijklmnopqrstuvwxyz123456"
+    with open_store(path) as store:
+        old, memory = insert(store), a_memory()
+        found = Verdict(outcome=RIGHT, judge=f"judge {secret}")
+
+        def work(writing: Writing) -> int:
+            vectors = MemoryVectors(SPACE, vector(1, 0))
+            writing.insert(memory, vectors, replaces=old.id, reason=f"a {secret}")
+            writing.set_state([memory.id], MemoryState.QUARANTINED, action="quarantine", reason=f"b {secret}")
+            writing.set_expiry([memory.id], 5.0, reason=f"c {secret}")
+            writing.enqueue(Task.COMPRESS, memory.id, scope="default", error=f"d {secret}", delay=1)
+            writing.enqueue(Task.COMPRESS, memory.id, scope="default", error=f"e {secret}", delay=1)
+            writing.credit(["default"], f"f {secret}", [memory.id], found)
+            return writing.credit(["default"], f"f {secret}", [memory.id], found)
+
+        assert store.transaction(work) == 1
+        # The group is found again under its redacted name: counted once.
+        assert counts(store, memory) == (2, 2)
+        assert [change.reason[:1] for change in store.audit(limit=5)] == ["f", "c", "b", "a", "a"]
+        assert store.queue()[0].error.startswith("e ")
+        # And by an erasure, which is told the name as it was.
+        store.erase(question_ids=[f"f {secret}"])
+        assert store._reader.execute("SELECT count(*) FROM credits").fetchone()[0] == 0
+    assert [
+        file.name for file in path.parent.iterdir() if file.is_file() and secret.encode() in file.read_bytes()
+    ] == []
+
+
+def test_a_page_of_a_scope_is_the_newest_of_it(store: SqliteStore) -> None:
+    made = [insert(store, a_memory(f"q {n}", scope=("a", "a/b", "c")[n % 3])) for n in range(30)]
+    ours = [memory.id for memory in reversed(made) if memory.scope != "c"]
+    assert [memory.id for memory in store.list_memories("a", limit=7)] == ours[:7]
+    assert [memory.id for memory in store.list_memories("a", limit=7, offset=15)] == ours[15:]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from mia.store.sqlite import SqliteStore
 
 DAY = 86_400.0
+MOST = 1_000_000_000
+"""What a number on the command line may be at most: SQLite counts further, and nobody has more."""
+_LAST_MOMENT = datetime(9999, 12, 31).timestamp()
 
 Scope = Annotated[
     str | None,
@@ -35,6 +39,24 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the audit.")]
 
 def configure(context: typer.Context, scope: str | None = None) -> Config:
     return options.shared(context).config({"memory.scope": scope})
+
+
+def choose(config: Config, scope: str | None, all_scopes: bool) -> str | None:
+    """The scope to look into; None: all. Raises ConfigError if both were asked for."""
+    if all_scopes and scope is not None:
+        raise ConfigError("--scope with --all-scopes.", wanted="one of them")
+    return None if all_scopes else config.memory.scope
+
+
+def refuse_the_store(config: Config, target: Path) -> None:
+    """A file to be written must not be the memory, nor any file of it. Raises ConfigError."""
+    path = config.store_path
+    own = [path, *(path.with_name(f"{path.name}{ending}") for ending in ("-wal", "-shm", "-journal"))]
+    cache = path.with_name(f"{path.name}.cache").resolve()
+    place = target.resolve()
+    same = any(place == one.resolve() or (place.exists() and one.exists() and place.samefile(one)) for one in own)
+    if same or place == cache or cache in place.parents:
+        raise ConfigError(f"'{target}' belongs to the memory '{path}'.", wanted="another file: nothing was written")
 
 
 @contextmanager
@@ -102,13 +124,31 @@ def say_time(at: float) -> str:
 
 def read_time(text: str) -> float:
     """Seconds since the epoch, of an ISO date or time; local time unless it says otherwise. Raises ConfigError."""
+    refuse_bare_date(text)
     try:
-        return datetime.fromisoformat(text.strip()).timestamp()
+        at = datetime.fromisoformat(text.strip()).timestamp()
     except (ValueError, OverflowError, OSError):
         raise ConfigError(
             f"no time: {text!r}.",
             wanted="a date or a time as 2026-03-01, 2026-03-01T09:30 or 2026-03-01T09:30:00+01:00",
         ) from None
+    return _within_the_calendar(at, text)
+
+
+def refuse_bare_date(text: str) -> None:
+    """Eight digits may be a date or a number; which of them, nobody can tell. Raises ConfigError."""
+    if re.fullmatch(r"(19|2\d)\d{6}", text.strip(), re.ASCII):
+        try:
+            date = datetime.strptime(text.strip(), "%Y%m%d")
+        except ValueError:
+            return
+        raise ConfigError(f"{text!r} reads like a date.", hint=f"write {date:%Y-%m-%d}")
+
+
+def _within_the_calendar(at: float, text: str) -> float:
+    if at > _LAST_MOMENT:
+        raise ConfigError(f"no time: {text!r}.", wanted="one before the end of the year 9999")
+    return at
 
 
 def read_expiry(text: str) -> float | None:
@@ -116,7 +156,8 @@ def read_expiry(text: str) -> float | None:
     if text.strip().casefold() == "never":
         return None
     if re.fullmatch(r"\d+(\.\d+)?", text.strip()):
-        return time.time() + float(text) * DAY
+        refuse_bare_date(text)
+        return _within_the_calendar(time.time() + float(text) * DAY, text)
     return read_time(text)
 
 

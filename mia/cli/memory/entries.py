@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -27,7 +27,7 @@ _LATEST = 5
 
 def list_(
     context: typer.Context,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many, newest first.")] = 20,
+    k: Annotated[int, typer.Option("-k", min=1, max=access.MOST, help="How many, newest first.")] = 20,
     state: Annotated[
         Literal["active", "replaced", "forgotten", "quarantined", "all"],
         typer.Option(help="In sight, or why they are not."),
@@ -41,7 +41,7 @@ def list_(
 ) -> None:
     """List the newest memories."""
     config = access.configure(context, scope)
-    chosen = None if all_scopes else config.memory.scope
+    chosen = access.choose(config, scope, all_scopes)
     states = _states(state)
     with access.reading(config) as store:
         # One more than is shown says whether there are more: counting would not know the judgement.
@@ -70,9 +70,7 @@ def show(
     """
     with access.reading(access.configure(context)) as store:
         memory = store.memory(id)
-        credited = [
-            change for change in store.audit(memory_id=memory.id, limit=100) if memory.id in _credited_by(change)
-        ]
+        credited = _credited(memory.id, store.audit(memory_id=memory.id, limit=access.MOST))
         origin = _find_episode(store, memory.provenance.episode_id)
         leaned_on = store.memories(memory.provenance.leaned_on)
     if json:
@@ -85,7 +83,7 @@ def show(
 def search(
     context: typer.Context,
     text: Annotated[str, typer.Argument(help="A question, or words of one.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="How many, most similar first.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=access.MOST, help="How many, most similar first.")] = 10,
     scope: access.Scope = None,
     json: output.JsonFlag = False,
 ) -> None:
@@ -120,6 +118,8 @@ def add(
     json: output.JsonFlag = False,
 ) -> None:
     """Add a memory by hand."""
+    from mia.memory import guard
+
     config = access.configure(context, scope)
     with access.changing(config, create=True) as store:
         known = store.count_memories(config.memory.scope, states=_states("all"))
@@ -127,7 +127,10 @@ def add(
             question, workflow, judgement, caption=caption, category=category, plan=plan
         )
         kept = store.count_memories(config.memory.scope, states=_states("all")) == known
-    if kept:
+    if memory.state.value == "quarantined":
+        why = guard.suspicion_of(memory)
+        output.warn(f"kept out of sight: {why}; `mia memory restore {memory.id}` once you have looked at it")
+    elif kept:
         output.warn(
             "Kept the memory that was there: a correct one gives way only to a correct one with a shorter workflow."
         )
@@ -160,8 +163,15 @@ def _say_nothing(scope: str | None) -> None:
     output.note(f"Nothing remembered yet{where}. `mia ask` and `mia run` fill it; so does `mia memory add`.")
 
 
-def _credited_by(change: Change) -> tuple[str, ...]:
-    return tuple(change.after.get("memory_ids", ())) if change.action == "credit" else ()
+def _credited(id: str, changes: Sequence[Change]) -> list[Change]:
+    """The verdict that stands for each group that the memory was shown to. `changes`: the newest first."""
+    from mia.store.audit import is_credit
+
+    latest: dict[tuple[str, str], Change] = {}
+    for change in filter(is_credit, changes):
+        # A group that was erased has no name any more; each of its entries stands alone.
+        latest.setdefault((change.scope, change.reason or str(change.sequence)), change)
+    return [change for change in latest.values() if id in change.after.get("memory_ids", ())]
 
 
 def _find_episode(store: SqliteStore, id: str) -> Episode | None:
@@ -196,7 +206,7 @@ def _page(
     yield "\n## Where it comes from"
     yield from _lineage(memory, origin, leaned_on)
     if credited:
-        yield f"\n## Shown to the latest {len(credited)}" if len(credited) == 100 else f"\n## Shown to {len(credited)}"
+        yield f"\n## Shown to {len(credited)}"
         for change in credited[:_LATEST]:
             outcome = "answered right" if change.after["correct"] else "answered wrong"
             yield f"{access.say_time(change.at)}  {change.reason}  {outcome}"

@@ -53,11 +53,13 @@ def export(
     from mia.memory.exchange import export_jsonl, export_markdown
 
     config = access.configure(context, scope)
-    chosen = None if all_scopes else config.memory.scope
+    chosen = access.choose(config, scope, all_scopes)
     markdown = _is_markdown(target)
     if markdown and (episodes or no_vectors):
         raise ConfigError("--episodes and --no-vectors are for JSON Lines.", hint=f"mia memory export {target}.jsonl")
     piped = str(target) == "-"
+    if not piped:
+        access.refuse_the_store(config, target)
     if piped and json:
         raise ConfigError("`-` and --json both write to stdout.", wanted="one of them")
     with access.reading(config) as store, counting("export") as on_progress:

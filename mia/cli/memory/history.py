@@ -12,6 +12,7 @@ import typer
 from mia.cli import output
 from mia.cli.memory import access
 from mia.cli.stages import one_line
+from mia.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,8 +28,8 @@ _VALUE = 60
 def audit(
     context: typer.Context,
     id: Annotated[str, typer.Argument(help="Only changes of this memory: its id, or the beginning of one.")] = "",
-    k: Annotated[int, typer.Option("-k", min=1, help="How many, newest first.")] = 20,
-    before: Annotated[int | None, typer.Option(min=1, help="Only those before this number.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=access.MOST, help="How many, newest first.")] = 20,
+    before: Annotated[int | None, typer.Option(min=1, max=access.MOST, help="Only those before this number.")] = None,
     scope: access.Scope = None,
     all_scopes: access.AllScopes = False,
     json: output.JsonFlag = False,
@@ -40,7 +41,8 @@ def audit(
     config = access.configure(context, scope)
     with access.reading(config) as store:
         memory_id = _find(store, id) if id else ""
-        chosen = None if all_scopes or memory_id else config.memory.scope
+        everywhere = all_scopes or (memory_id and scope is None)
+        chosen = access.choose(config, scope, bool(everywhere))
         changes = store.audit(memory_id=memory_id, scope=chosen, limit=k + 1, before=before)
     shown, more = changes[:k], len(changes) > k
     if json:
@@ -69,9 +71,10 @@ def rollback(
     the audit, so that a rollback can be rolled back. What was purged since cannot come back.
     """
     config = access.configure(context, scope)
-    moment: int | float = int(to) if to.isdecimal() else access.read_time(to)
+    moment = _moment(to)
     opening = access.reading if dry_run else access.changing
     with opening(config) as store:
+        _refuse_the_future(store, moment)
         since = list(_since(store, config.memory.scope, moment))
         if dry_run or not since:
             _preview(since, json=json)
@@ -101,6 +104,22 @@ def _find(store: SqliteStore, reference: str) -> str:
         if store.audit(memory_id=reference, limit=1):
             return reference
         raise
+
+
+def _moment(text: str) -> int | float:
+    """The number of a change, or seconds since the epoch. Raises ConfigError."""
+    if not text.isdecimal():
+        return access.read_time(text)
+    access.refuse_bare_date(text)
+    # No store has come so far; longer ones Python refuses to read.
+    return int(text[:20]) if len(text) <= 20 else 10**20
+
+
+def _refuse_the_future(store: SqliteStore, moment: int | float) -> None:
+    """Raises ConfigError for the number of a change that has not happened."""
+    last = max((change.sequence for change in store.audit(limit=1)), default=0)
+    if isinstance(moment, int) and moment > last:
+        raise ConfigError(f"there is no change {moment:,}.", wanted=f"a number up to {last}", hint="mia memory audit")
 
 
 def _since(store: SqliteStore, scope: str, moment: int | float) -> Iterator[Change]:

@@ -11,18 +11,20 @@ import typer
 from mia.cli import output
 from mia.cli.memory import access
 from mia.cli.memory.entries import line
+from mia.cli.show import load_in_scope
+from mia.cli.stages import one_line
 from mia.errors import ConfigError, RecordError
+from mia.scope import covers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from mia.config import Config
     from mia.erasure import Erasure
-    from mia.store.base import Change
     from mia.store.sqlite import SqliteStore
-    from mia.types import Memory
 
-_PAGE = 1_000
+_QUESTION = 80
+"""Characters of a question that are shown."""
 
 
 def purge(
@@ -31,7 +33,7 @@ def purge(
         list[str] | None, typer.Argument(help="Only these memories that are out of sight; quarantined ones too.")
     ] = None,
     older_than: Annotated[
-        float | None, typer.Option(min=0, help="Only what has been out of sight for so many days.")
+        float | None, typer.Option(min=0, max=access.MOST, help="Only what has been out of sight for so many days.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     everything: Annotated[
@@ -73,17 +75,20 @@ def purge(
     with access.changing(config) as store:
         what: dict[str, Any] = {
             "scope": config.memory.scope if everything else None,
-            "episode_ids": _known(lambda reference: store.load_episode(reference).id, episode or []),
+            "episode_ids": _known(
+                lambda reference: load_in_scope(store, reference, config.memory.scope).id, episode or []
+            ),
             "memory_ids": _known(lambda reference: store.memory(reference).id, memory or []),
             "questions": question or [],
         }
-        access.confirm(f"Delete for good {_say_what(store, what)}?", yes=yes)
+        if not yes:
+            access.confirm(f"Delete for good {_say_what(config, store, what)}?", yes=yes)
         erasure = _erase(config, store, what)
     if json:
         output.result_json(_page(erasure))
     else:
         _report(erasure)
-    if erasure.unreached:
+    if erasure.unreached or erasure.unknown:
         raise typer.Exit(1)
 
 
@@ -109,11 +114,16 @@ def _purge(
     opening = access.reading if dry_run else access.changing
     with opening(config) as store:
         ids = access.resolve(store, references) if references else None
-        candidates = _candidates(store, None if ids else config.memory.scope, before, ids)
+        if ids and scope is not None:
+            _refuse_others(store, ids, config.memory.scope)
+        chosen = None if ids else config.memory.scope
+        gone = store.purge(scope=chosen, before=before, ids=ids, dry_run=True).memories
+        known = store.memories(gone)
+        candidates = [known[id] for id in gone if id in known]
         if candidates and not dry_run:
             noun = access.plural(len(candidates), "memory")
             access.confirm(f"Remove {noun} for good? They cannot be restored.", yes=yes)
-            removed = store.purge(scope=None if ids else config.memory.scope, before=before, ids=ids).memories
+            removed = store.purge(scope=chosen, before=before, ids=ids).memories
     if json:
         shown = [memory.id for memory in candidates] if dry_run or not candidates else list(removed)
         output.result_json({"dry_run": dry_run, "memories": shown})
@@ -126,61 +136,11 @@ def _purge(
         output.result(f"{access.plural(len(removed), 'memory')} removed for good")
 
 
-def _candidates(store: SqliteStore, scope: str | None, before: float | None, ids: Sequence[str] | None) -> list[Memory]:
-    """What a purge would remove; `MemoryStore.purge` says by which rule."""
-    from mia.types import MemoryState
-
-    now = time.time()
-    hidden = {MemoryState.FORGOTTEN, MemoryState.REPLACED}
-    found = store.memories(ids).values() if ids is not None else _all(store, scope)
-    chosen = [
-        memory
-        for memory in found
-        if memory.state in hidden
-        or (memory.state is MemoryState.ACTIVE and memory.expired(now))
-        or (ids is not None and memory.state is MemoryState.QUARANTINED)
-    ]
-    if before is None or not chosen:
-        return chosen
-    since = _out_of_sight_since(store, scope, {memory.id: memory for memory in chosen}, now)
-    return [memory for memory in chosen if since[memory.id] < before]
-
-
-def _all(store: SqliteStore, scope: str | None) -> Iterator[Memory]:
-    from mia.types import MemoryState
-
-    offset = 0
-    while page := store.list_memories(scope, limit=_PAGE, offset=offset, states=tuple(MemoryState)):
-        yield from page
-        offset += len(page)
-
-
-def _out_of_sight_since(
-    store: SqliteStore, scope: str | None, memories: dict[str, Memory], now: float
-) -> dict[str, float]:
-    """When each memory went out of sight, as the audit tells it."""
-    states: dict[str, float] = {}
-    expiries: dict[str, float] = {}
-    for change in _changes(store, scope):
-        if change.action != "add" and change.memory_id in memories:
-            if "state" in change.after:
-                states.setdefault(change.memory_id, change.at)
-            if "expires_at" in change.after:
-                expiries.setdefault(change.memory_id, change.at)
-    since = {}
-    for id, memory in memories.items():
-        moments = [] if memory.state.value == "active" else [states.get(id, memory.updated_at)]
-        if memory.expires_at is not None and memory.expires_at <= now:
-            moments.append(max(memory.expires_at, expiries.get(id, memory.created_at)))
-        since[id] = min(moments)
-    return since
-
-
-def _changes(store: SqliteStore, scope: str | None) -> Iterator[Change]:
-    before: int | None = None
-    while changes := store.audit(scope=scope, limit=_PAGE, before=before):
-        yield from changes
-        before = changes[-1].sequence
+def _refuse_others(store: SqliteStore, ids: Sequence[str], scope: str) -> None:
+    """Raises ConfigError for a memory that is not in the scope that was named with it."""
+    for memory in store.memories(ids).values():
+        if not covers(scope, memory.scope):
+            raise ConfigError(f"{memory.id} is in the scope '{memory.scope}', not in '{scope}'.", wanted="one of them")
 
 
 # ── what is to be deleted ─────────────────────────────────────────────────────────────────────────────────────────
@@ -199,7 +159,9 @@ def _known(find: Callable[[str], str], references: list[str]) -> list[str]:
     return ids
 
 
-def _say_what(store: SqliteStore, what: dict[str, Any]) -> str:
+def _say_what(config: Config, store: SqliteStore, what: dict[str, Any]) -> str:
+    from mia.erasure import questions_like
+    from mia.redaction import Redactor
     from mia.types import MemoryState
 
     if what["scope"] is not None:
@@ -209,7 +171,10 @@ def _say_what(store: SqliteStore, what: dict[str, Any]) -> str:
         return f"{', '.join(what['episode_ids'])}, and what was learned from it"
     if what["memory_ids"]:
         return ", ".join(what["memory_ids"])
-    return f"all that came of {access.plural(len(what['questions']), 'question')}"
+    found = questions_like(store, what["questions"], Redactor(config.memory.redact))
+    # The logs of runs may hold more, and are looked through in any case.
+    listed = "; ".join(f"'{one_line(text, _QUESTION)}'" for text in found) or "none"
+    return f"all that came of {access.plural(len(what['questions']), 'question')} (in the store: {listed})"
 
 
 def _erase(config: Config, store: SqliteStore, what: dict[str, Any]) -> Erasure:
@@ -228,6 +193,7 @@ def _page(erasure: Erasure) -> dict[str, Any]:
         "blotted": sorted(erasure.blotted),
         "captions": erasure.captions,
         "missing": [str(place) for place in erasure.missing],
+        "unknown": list(erasure.unknown),
         "unreached": [{"place": str(one.place), "reason": one.reason} for one in erasure.unreached],
     }
 
@@ -246,6 +212,8 @@ def _report(erasure: Erasure) -> None:
         output.note(f"In {blotted} of run logs, what was shown of it is blotted out.")
     if erased.backups:
         output.note(f"Removed with it: {', '.join(str(backup) for backup in erased.backups)}")
+    for reference in erasure.unknown:
+        output.warn(f"Found nowhere, or gone already: '{one_line(reference, _QUESTION)}'.")
     for place in erasure.missing:
         output.warn(f"Not there any more: '{place}'. If it was moved, delete it there.")
     for one in erasure.unreached:

@@ -143,6 +143,9 @@ def _salvage(config: Config, target: Path, *, force: bool, json: bool) -> None:
     from mia.store.salvaging import salvage
 
     path = config.store_path
+    access.refuse_the_store(config, target)
+    if not target.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ConfigError(f"--salvage {target}.", wanted="a file NAME.jsonl or NAME.jsonl.gz")
     if not path.is_file():
         raise StoreError(f"no memory at '{path}'.", hint="name its file with memory.path, or its folder with --home")
     with output.console().status("Reading what can be read…"):

@@ -40,7 +40,7 @@ def stats(
 ) -> None:
     """Count what the memory holds, and how it fared."""
     config = access.configure(context, scope)
-    chosen = None if all_scopes else config.memory.scope
+    chosen = access.choose(config, scope, all_scopes)
     with access.reading(config) as store:
         found = store.statistics(chosen)
     if json:
@@ -115,12 +115,13 @@ def queue(
     if run and all_scopes:
         raise ConfigError("--run with --all-scopes.", wanted="one scope at a time", hint="--scope tenant/project/user")
     config = access.configure(context, scope)
+    chosen = access.choose(config, scope, all_scopes)
     if run:
         with access.changing(config) as store:
             _run_queue(config, store, json=json)
         return
     with access.reading(config) as store:
-        waiting = store.queue(None if all_scopes else config.memory.scope)
+        waiting = store.queue(chosen)
     if json:
         output.result_json([asdict(one) for one in waiting])
     elif waiting:

@@ -39,6 +39,8 @@ class Arrival:
     """None: to be embedded."""
     replaces: str = ""
     """The id of the memory whose edited text this is."""
+    reason: str = "import"
+    """For the audit."""
     by_hand: bool = False
     """It has no id of its own: the rules for near-duplicates decide whether it is kept."""
     suspicion: str = ""
@@ -67,7 +69,7 @@ class Arrivals:
         fresh = self._embedded(self._unknown([self._cleared(one) for one in batch]), self._store.space() or space)
         if not fresh:
             return
-        held = self._store.transaction(lambda writing: [self._insert(writing, one) for one in fresh])
+        held = self._store.transaction(lambda writing: self._store_all(writing, fresh))
         # Another process may have brought the same one at this moment.
         taken = [one for one, id in zip(fresh, held, strict=True) if id is None]
         self._unknown(taken)
@@ -105,8 +107,7 @@ class Arrivals:
             vectors = None
         suspicion = ""
         if self._settings.quarantine and memory.state is MemoryState.ACTIVE:
-            texts = (memory.question, memory.caption, memory.workflow, memory.plan, memory.incorrect_plan)
-            suspicion = next(filter(None, map(guard.suspicion, texts)), "")
+            suspicion = guard.suspicion_of(memory)
         arrival = replace(arrival, given=arrival.memory)
         if not suspicion:
             return replace(arrival, memory=memory, vectors=vectors)
@@ -135,6 +136,14 @@ class Arrivals:
             if one.vectors is not None or id(one) in made
         ]
 
+    def _store_all(self, writing: Writing, fresh: Sequence[Arrival]) -> list[str | None]:
+        """What is held for each; every scope that something came to is held to the quota."""
+        held = [self._insert(writing, one) for one in fresh]
+        if self._settings.quota:
+            for scope in sorted({one.memory.scope for one in fresh}):
+                writing.evict(scope, self._settings.quota)
+        return held
+
     def _insert(self, writing: Writing, arrival: Arrival) -> str | None:
         """The id of the memory that is held for it; None if its own is taken meanwhile."""
         memory, vectors = arrival.memory, arrival.vectors
@@ -143,8 +152,7 @@ class Arrivals:
             if arrival.by_hand:
                 lesson = Lesson(memory, vectors, suspicion=arrival.suspicion)
                 return store_lessons(writing, [lesson], replace_below=self._settings.replace_below)[0]
-            reason = arrival.suspicion or ("edited" if arrival.replaces else "import")
-            writing.insert(memory, vectors, replaces=arrival.replaces, reason=reason)
+            writing.insert(memory, vectors, replaces=arrival.replaces, reason=arrival.suspicion or arrival.reason)
         except RecordError:
             return None
         return memory.id

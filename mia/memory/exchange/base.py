@@ -68,7 +68,8 @@ class Imported:
     known: int = 0
     """Memories (of logs: runs; with episodes: those too) that were in the store already."""
     replaced: int = 0
-    """How many of those added took the place of a memory: edited Markdown files."""
+    """Edited Markdown files: how many of those added, or of those known whose edit was taken back, took the place of a
+    memory."""
     quarantined: int = 0
     """How many of those added are out of sight, since they read like orders to the agent."""
     episodes: int = 0

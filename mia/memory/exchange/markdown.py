@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,19 +24,22 @@ from mia.memory.compress import CATEGORIES
 from mia.memory.exchange.arrivals import Arrival, Arrivals, problem_with
 from mia.memory.exchange.base import LONGEST_LINE, Exported, Imported, OnProgress, Tally, writing_to
 from mia.memory.exchange.pages import Page, file_name, read_page, write_page
-from mia.store.base import MemoryStore
-from mia.types import Memory, MemoryKind, MemoryState
+from mia.store.base import MemoryStore, Writing
+from mia.types import Memory, MemoryKind, MemoryState, Provenance
 
 BATCH = 256
 """Pages that are stored in one transaction."""
 BATCH_BYTES = 32 * 2**20
 """Of pages; a batch ends where it reaches this."""
 PROGRESS_EVERY = 64
+AUDITED = 100
+"""Changes of a memory that are read at a time."""
 READ_ME = "readme.md"
 """A file of this name, however spelt, is for people and no page."""
 
 _TEXTS = ("kind", "question", "caption", "workflow", "plan", "incorrect_plan", "judgement", "reviews")
 """What an editor of a page may change."""
+_BACK_TO = re.compile(r", back to '(\S+)'\Z")
 
 
 @dataclass(frozen=True)
@@ -220,20 +224,57 @@ class _Importer:
         if scope != there.scope:
             raise RecordError(f"the memory '{there.id}' is in the scope '{there.scope}' already")
         redacted = self._arrivals.redactor.model(page.memory)
-        # Edited more than once: the page still names the first of a line of memories.
-        while not (_same_texts(page.memory, there) or _same_texts(redacted, there)):
-            successor = self._store.memories([there.replaced_by]).get(there.replaced_by) if there.replaced_by else None
-            if successor is None:
-                break
-            there = successor
-        else:
-            return None
-        edited = _edited(page, there)
-        if edited.id in self._store.memories([edited.id]):
+        line = self._line(there)
+        edited = _edited(page, line[-1])
+        kept = next((one for one in line if _same_texts(page.memory, one) or _same_texts(redacted, one)), None)
+        kept = kept or self._store.memories([edited.id]).get(edited.id)
+        if kept is not None:
+            if page.memory.state is MemoryState.ACTIVE and line[-1].state is MemoryState.ACTIVE:
+                self._take_back(page.memory.id, kept, line[-1])
             return None
         if problem := problem_with(edited):
             raise RecordError(problem)
-        return Arrival(edited, 0, read.name, replaces=there.id)
+        return Arrival(edited, 0, read.name, replaces=line[-1].id, reason=_edited_in(page.memory.id))
+
+    def _line(self, first: Memory) -> list[Memory]:
+        """Edited more than once, a page still names the first of a line of memories: from that one to the one that
+        stands for it now."""
+        line, seen = [first], {first.id}
+        while line[-1].state is not MemoryState.ACTIVE:
+            back = _BACK_TO.search(self._put_aside(line[-1]))
+            next_id = line[-1].replaced_by or (back[1] if back else "")
+            following = self._store.memories([next_id]).get(next_id) if next_id else None
+            if following is None or following.id in seen:
+                break
+            line.append(following)
+            seen.add(following.id)
+        return line
+
+    def _take_back(self, page_id: str, kept: Memory, current: Memory) -> None:
+        """Let a page's earlier text stand again, if it was an edit of this page that put it aside."""
+        reason = _edited_in(page_id)
+        if kept.state not in (MemoryState.REPLACED, MemoryState.FORGOTTEN):
+            return
+        if not self._put_aside(kept).startswith(reason):
+            return
+
+        def swap(writing: Writing) -> None:
+            back = f"{reason}, back to '{kept.id}'"
+            writing.set_state([kept.id], MemoryState.ACTIVE, action="restore", reason=back)
+            writing.set_state([current.id], MemoryState.FORGOTTEN, action="forget", reason=back)
+
+        self._store.transaction(swap)
+        self.tally.replaced += 1
+
+    def _put_aside(self, memory: Memory) -> str:
+        """The reason of the last change of its state; empty if there was none."""
+        before: int | None = None
+        while changes := self._store.audit(memory_id=memory.id, limit=AUDITED, before=before):
+            for change in changes:
+                if "state" in change.after:
+                    return change.reason
+            before = changes[-1].sequence
+        return ""
 
     def _by_hand(self, memory: Memory) -> Memory:
         """A page that somebody wrote from nothing, held to what `mia memory add` asks for."""
@@ -247,7 +288,9 @@ class _Importer:
             raise RecordError(f"there is no category '{memory.category}', only {', '.join(CATEGORIES)}")
         if junk := guard.junk(memory.question, memory.workflow or memory.plan):
             raise RecordError(f"it is no workflow: {junk}")
-        return memory.model_copy(update={"id": _id_of(memory)})
+        # Whatever else the page says of its past, nobody can have seen.
+        fresh = {"provenance": Provenance(origin="user"), "uses": 1, "wins": 1, "id": _id_of(memory)}
+        return memory.model_copy(update=fresh)
 
 
 def _page_content(path: Path) -> bytes:
@@ -290,6 +333,11 @@ def _edited(page: Page, old: Memory) -> Memory:
         }
     )
     return edited.model_copy(update={"id": _id_of(edited, page.memory.id)})
+
+
+def _edited_in(page: str) -> str:
+    """The reason in the audit, by the id in the page."""
+    return f"edited in the page '{page}'"
 
 
 def _id_of(memory: Memory, page: str = "") -> str:

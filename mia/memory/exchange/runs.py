@@ -1,7 +1,7 @@
 """A run of another agent, whatever its log looked like, and the episode it becomes.
 
-The id of an episode follows from what happened in it, the verdict left aside: the same run imported again is the same
-episode, and a run that was kept unjudged gets its verdict later.
+The id of an episode follows from what happened in it and from its scope, the verdict left aside: the same run imported
+again is the same episode, a run that was kept unjudged gets its verdict later, and each of two scopes learns from it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Run:
     """None: the log does not say."""
 
 
-def episode(run: Run) -> Episode:
-    """The run as an episode of ours; without a verdict where the log has none."""
+def episode(run: Run, scope: str = "default") -> Episode:
+    """The run as an episode of ours, for a scope; without a verdict where the log has none."""
     answer = Answer(text=run.answer) if run.answer else None
     stop = (
         Stop(reason=StopReason.ANSWERED, sentence="It answered." if answer else "It ended with an empty answer.")
@@ -76,7 +76,7 @@ def episode(run: Run) -> Episode:
     if run.correct is not None:
         verdict = Verdict(outcome=Outcome.CORRECT if run.correct else Outcome.INCORRECT, judge=JUDGE)
     return Episode(
-        id=_id(run, steps),
+        id=_id(run, steps, scope),
         question=run.question,
         started_at=time.time(),
         attempts=(Attempt(trace=Trace(steps=steps, stop=stop), answer=answer),),
@@ -86,6 +86,6 @@ def episode(run: Run) -> Episode:
     )
 
 
-def _id(run: Run, steps: tuple[Step, ...]) -> str:
-    content = [run.question.id, [step.model_dump(mode="json") for step in steps], run.answer]
+def _id(run: Run, steps: tuple[Step, ...], scope: str) -> str:
+    content = [scope, run.question.id, [step.model_dump(mode="json") for step in steps], run.answer]
     return "ep-" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]

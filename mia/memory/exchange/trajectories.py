@@ -71,7 +71,7 @@ async def import_trajectories(
             run = read(value)
             if run.correct is None and judgement is not None:
                 run = replace(run, correct=judgement == "correct")
-            episodes.append(episode(run))
+            episodes.append(episode(run, importer.scope))
         except ValidationError as error:
             importer.tally.refuse(line.number, _first_of(error))
         except RecordError as error:
@@ -89,6 +89,7 @@ class _Importer:
 
     def __init__(self, manager: MemoryManager, ledger: Ledger, on_progress: OnProgress | None) -> None:
         self.tally = Tally()
+        self.scope = manager._settings.scope
         self._manager = manager
         self._store = manager.store
         self._ledger = ledger
