@@ -300,7 +300,7 @@ def farewell(played: Sequence[Played], folder: Path, seconds: float) -> Iterator
         ("show last", "the last episode, opened up"),
         ("memory list", "what was learned, and how it fared"),
         ("memory why last", "why it was shown what it was shown"),
-        ('memory search "born where?"', "what would be recalled"),
+        ('memory search "born where?"', "the most similar questions"),
     ):
         yield Text.assemble((f"  {command} {rest}", "cyan"), (f"   {what}", "dim"))
 
