@@ -404,7 +404,7 @@ def test_savers_killed_at_any_moment_leave_a_cache_that_is_whole_or_ignored(fold
     moments = random.Random(20261121)
     with open_store(folder / "memory.db") as store:
         torn = 0
-        for _ in range(14):
+        for _ in range(5):
             # Two at once, as two processes that end together.
             processes = [saver(folder), saver(folder)]
             for process in processes:

@@ -402,6 +402,8 @@ def test_what_is_no_format_is_shown(content: bytes, tmp_path: Path) -> None:
 # ── real logs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+# The story in tests/stories imports them all by default, too.
+@pytest.mark.slow
 @needs_data
 async def test_all_recorded_trajectories_become_memory(manager: MemoryManager, store: SqliteStore) -> None:
     path = Path(os.environ["MIA_DATA"]) / "trajectories" / "react_search.jsonl.gz"
