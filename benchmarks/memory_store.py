@@ -46,10 +46,9 @@ import numpy
 import psutil
 
 from mia.config import MemorySettings
-from mia.embeddings.base import Embedder, Vectors
+from mia.embeddings.base import Embedder, Vectors, unit_rows
 from mia.errors import MissingExtra
 from mia.memory.recalling import Recaller
-from mia.memory.score import unit_rows
 from mia.store import open_store
 from mia.store.base import MemoryVectors
 from mia.store.sqlite import SqliteStore

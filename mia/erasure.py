@@ -23,7 +23,7 @@ from mia.evals.run import LOG, scope_of
 from mia.redaction import Redactor
 from mia.scope import covers
 from mia.store.base import Erased, MemoryStore, fingerprint, storable
-from mia.store.erasing import ERASED
+from mia.store.erasing import blot_out
 from mia.types import Question
 
 CAPTIONS = "captions"
@@ -243,7 +243,7 @@ class _Copy:
                 self.texts.add(fingerprint(episode["question"]["text"]))
                 self.images.update(image["sha256"] for image in episode["question"].get("images", ()))
                 return b""
-            if _blot_out(episode.get("recall") or {}, self.names):
+            if blot_out(episode.get("recall") or {}, self.names):
                 self.blotted.add(episode["id"])
                 return storable(json.dumps(episode, ensure_ascii=False)).encode() + b"\n"
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -252,20 +252,6 @@ class _Copy:
                 return b""
             self.unreadable = True
         return line
-
-
-def _blot_out(recall: dict[str, Any], names: Collection[str]) -> bool:
-    """What an episode was shown of these memories, as the store does it; whether there was anything."""
-    touched = False
-    for place in ("shown", "passed_over"):
-        for recalled in recall.get(place, ()):
-            if recalled["memory_id"] in names and recalled["question"] != ERASED:
-                recalled["question"] = ERASED
-                touched = True
-                if place == "shown":
-                    # The texts hold all that were shown; they cannot be told apart any more.
-                    recall["for_planner"] = recall["for_executor"] = ERASED
-    return touched
 
 
 # ── captions ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy
 
-from mia.embeddings.base import Vectors
+from mia.embeddings.base import Vectors, unit_rows
 
 _DIMENSION = 384
 _PIECE_LENGTHS = (3, 4)
@@ -40,13 +40,6 @@ class HashingEmbedder:
                 for position, weight in _features(word):
                     vectors[row, position] += weight
         return unit_rows(vectors)
-
-
-def unit_rows(vectors: Vectors) -> Vectors:
-    """The rows at length one; a zero row stays zero."""
-    lengths = numpy.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Vectors = numpy.divide(vectors, lengths, out=numpy.zeros_like(vectors), where=lengths > 0)
-    return unit
 
 
 @lru_cache(maxsize=50_000)

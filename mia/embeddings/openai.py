@@ -14,8 +14,7 @@ import openai
 from pydantic import SecretStr
 
 from mia.config import EmbeddingSettings, resolve_key, resolve_url
-from mia.embeddings.base import Vectors
-from mia.embeddings.hashing import unit_rows
+from mia.embeddings.base import Vectors, unit_rows
 from mia.errors import ConfigError, ModelRefused, ModelReplyError, ModelUnavailable, RealCallForbidden
 from mia.models import real_calls_forbidden
 

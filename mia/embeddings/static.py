@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy
 
-from mia.embeddings.base import Vectors
-from mia.embeddings.hashing import unit_rows
+from mia.embeddings.base import Vectors, unit_rows
 from mia.errors import ConfigError, ModelRefused, require
 
 _DIMENSION = 256

@@ -65,6 +65,11 @@ class MemoryManager:
         return self._store
 
     @property
+    def scope(self) -> str:
+        """Where what is learnt goes."""
+        return self._settings.scope
+
+    @property
     def prompts(self) -> dict[str, str]:
         """Prompt name → version."""
         return self._compressor.prompts

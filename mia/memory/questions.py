@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mia.embeddings.base import Embedder
+from mia.embeddings.base import Embedder, unit_rows
 from mia.errors import StoreError
-from mia.memory import score
 from mia.store.base import EMBEDDED_CHARACTERS, MemoryStore, MemoryVectors, storable
 
 
@@ -29,7 +28,7 @@ class Vectorizer:
         if not texts:
             return []
         places = {text: place for place, text in enumerate(texts)}
-        rows = score.unit_rows(self._embedder.embed([storable(text) for text in texts]))
+        rows = unit_rows(self._embedder.embed([storable(text) for text in texts]))
         space = self._embedder.space
         return [
             MemoryVectors(

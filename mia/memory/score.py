@@ -142,18 +142,6 @@ class Ranked:
 # ── vectors ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def unit_rows(vectors: Vectors) -> Vectors:
-    """The rows at length 1; a row that has no direction (zero, NaN, infinite) becomes zero: similar to nothing."""
-    rows: Numbers = numpy.atleast_2d(vectors).astype(numpy.float64)
-    rows = numpy.where(numpy.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
-    # By the largest element first: squares of very large and very small numbers leave the range of floats.
-    largest = numpy.abs(rows).max(axis=1, keepdims=True, initial=0.0)
-    rows = numpy.divide(rows, largest, out=numpy.zeros_like(rows), where=largest > 0)
-    length = numpy.sqrt((rows * rows).sum(axis=1, keepdims=True))
-    rows = numpy.divide(rows, length, out=numpy.zeros_like(rows), where=length > 0)
-    return rows.astype(numpy.float32)
-
-
 def cosines(rows: Vectors, vector: Vectors) -> Numbers:
     """The cosine of each row to the vector, both as `unit_rows` gives them; a row that holds a NaN has cosine 0."""
     with numpy.errstate(invalid="ignore", over="ignore"):

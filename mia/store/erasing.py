@@ -381,19 +381,23 @@ def _erase_mentions(connection: sqlite3.Connection, names: Collection[str]) -> N
         # One at a time: an episode may be large.
         (text,) = connection.execute("SELECT json FROM episodes WHERE sequence = ?", (sequence,)).fetchone()
         episode = json.loads(text)
-        _blot_out(episode["recall"], names)
+        blot_out(episode["recall"], names)
         edited = json.dumps(episode, ensure_ascii=False)
         connection.execute("UPDATE episodes SET json = ? WHERE sequence = ?", (edited, sequence))
 
 
-def _blot_out(recall: dict[str, Any], names: Collection[str]) -> None:
+def blot_out(recall: dict[str, Any], names: Collection[str]) -> bool:
+    """What an episode was shown of these memories, in the JSON of its recall; whether there was anything."""
+    touched = False
     for place in ("shown", "passed_over"):
         for recalled in recall.get(place, ()):
-            if recalled["memory_id"] in names:
+            if recalled["memory_id"] in names and recalled["question"] != ERASED:
                 recalled["question"] = ERASED
+                touched = True
                 if place == "shown":
                     # The texts hold all that were shown; they cannot be told apart any more.
                     recall["for_planner"] = recall["for_executor"] = ERASED
+    return touched
 
 
 # ── both ──────────────────────────────────────────────────────────────────────────────────────────────────────────

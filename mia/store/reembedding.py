@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy
 
-from mia.embeddings.base import Embedder, Vectors
+from mia.embeddings.base import Embedder, unit_rows
 from mia.errors import StoreError
 from mia.store import audit, rows
 from mia.store.base import EMBEDDED_CHARACTERS, storable
@@ -153,15 +153,6 @@ def _embed(embedder: Embedder, page: Sequence[sqlite3.Row]) -> list[tuple[bytes,
     blobs = {text: rows.blob(vector) for text, vector in zip(texts, vectors, strict=True)}
     empty = bytes(4 * embedder.dimension)
     return [(blobs.get(question, empty), blobs[caption] if caption else None) for question, caption in pairs]
-
-
-def unit_rows(vectors: Vectors) -> Vectors:
-    """Each row at length 1; what is not finite or has no length becomes zero, which is like nothing."""
-    wide = numpy.asarray(vectors, numpy.float64)
-    wide = numpy.where(numpy.isfinite(wide).all(axis=-1, keepdims=True), wide, 0.0)
-    lengths = numpy.linalg.norm(wide, axis=-1, keepdims=True)
-    rows_of_one: Vectors = (wide / numpy.where(lengths > 0, lengths, 1.0)).astype(numpy.float32)
-    return rows_of_one
 
 
 def _check_target(connection: sqlite3.Connection, space: str) -> None:

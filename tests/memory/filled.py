@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy
 
-from mia.embeddings.base import Vectors
+from mia.embeddings.base import Vectors, unit_rows
 from mia.memory.bank import Bank, Shelf
-from mia.memory.score import unit_rows
 from mia.store.base import MemoryStore, MemoryVectors, Writing
 from mia.types import Memory, Outcome, Verdict, new_id
 

@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from mia.embeddings.base import unit_rows
 from mia.errors import ConfigError
 from mia.memory import score
 from mia.memory.score import Candidates, Form, Mia, Pairs, Paper, Ranked, Scores
@@ -80,7 +81,7 @@ def shown(places: tuple[Ranked, ...]) -> list[int]:
 
 @given(matrices)
 def test_unit_rows_are_of_length_one_or_zero(rows: numpy.ndarray) -> None:
-    unit = score.unit_rows(rows)
+    unit = unit_rows(rows)
     lengths = numpy.linalg.norm(unit.astype(float), axis=1)
     assert unit.dtype == numpy.float32
     assert numpy.isfinite(unit).all()
@@ -91,7 +92,7 @@ def test_unit_rows_are_of_length_one_or_zero(rows: numpy.ndarray) -> None:
 
 @given(matrices)
 def test_cosines_stay_in_range_and_a_row_is_most_like_itself(rows: numpy.ndarray) -> None:
-    unit = score.unit_rows(rows)
+    unit = unit_rows(rows)
     for vector in unit:
         found = score.cosines(unit, vector)
         assert ((found >= -1) & (found <= 1)).all()
@@ -106,7 +107,7 @@ def test_a_row_that_holds_nan_or_infinity_is_similar_to_nothing() -> None:
 
 @given(matrices)
 def test_the_product_of_joined_vectors_weighs_question_and_caption(rows: numpy.ndarray) -> None:
-    questions = score.unit_rows(rows)
+    questions = unit_rows(rows)
     captions = questions[::-1]
     together = score.joined(questions, captions)
     assert together.dtype == numpy.float32

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from mia.errors import RecordError, StoreError
-from mia.store.base import MemoryStore, storable
-from mia.types import Episode
+from mia.store.base import storable
 
 LONGEST_LINE = 256 * 2**20
 """Bytes. A longer line is passed over without being held in memory."""
@@ -178,15 +177,6 @@ def writing_to(path: Path, *, force: bool, sync: bool = True) -> Iterator[Binary
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"cannot write '{path}': {error.strerror or error}.") from error
-
-
-def stored_episode(store: MemoryStore, id: str) -> Episode | None:
-    """The episode of exactly this id, if there is one. Raises StoreError."""
-    try:
-        episode = store.load_episode(id)
-    except RecordError:
-        return None
-    return episode if episode.id == id else None
 
 
 def _stream_lines(stream: BinaryIO) -> Iterator[Line]:

@@ -30,7 +30,6 @@ from mia.memory.exchange.base import (
     Tally,
     parse,
     read_lines,
-    stored_episode,
     writing_to,
 )
 from mia.scope import check_scope
@@ -291,7 +290,9 @@ class _Reader:
         fresh: dict[str, KeptEpisode] = {}
         for number, kept in batch:
             episode = self._arrivals.redactor.model(kept.episode)
-            there = fresh[episode.id].episode if episode.id in fresh else stored_episode(self._store, episode.id)
+            there = (
+                fresh[episode.id].episode if episode.id in fresh else self._store.episodes([episode.id]).get(episode.id)
+            )
             if there is None:
                 fresh[episode.id] = KeptEpisode(episode, kept.scope, kept.absorbed, kept.lessons)
             elif there in (episode, kept.episode):

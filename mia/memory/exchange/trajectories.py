@@ -24,7 +24,6 @@ from mia.memory.exchange.base import (
     Tally,
     parse,
     read_lines,
-    stored_episode,
 )
 from mia.memory.exchange.messages import is_conversation, read_conversation
 from mia.memory.exchange.react import read_react
@@ -89,7 +88,7 @@ class _Importer:
 
     def __init__(self, manager: MemoryManager, ledger: Ledger, on_progress: OnProgress | None) -> None:
         self.tally = Tally()
-        self.scope = manager._settings.scope
+        self.scope = manager.scope
         self._manager = manager
         self._store = manager.store
         self._ledger = ledger
@@ -122,7 +121,7 @@ class _Importer:
         absorbed = self._store.absorbed({one.id for one in episodes})
         fresh: dict[str, Episode] = {}
         for one in episodes:
-            there = one.id not in absorbed and stored_episode(self._store, one.id) is not None
+            there = one.id not in absorbed and one.id in self._store.episodes([one.id])
             if one.id in absorbed or one.id in fresh or (there and not is_judged(one)):
                 self.tally.known += 1
             else:
