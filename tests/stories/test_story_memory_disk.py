@@ -89,8 +89,8 @@ def read_until_refused(writer: Worker) -> tuple[set[str], list[str]]:
 
 
 def add_a_long_one() -> tuple[str, ...]:
-    """The command that adds a memory of some 40 kB."""
-    workflow = "\n".join(f"{number}. look her up in record {number} (it → her)" for number in range(1, 1_000))
+    """The command that adds a memory of some 20 kB."""
+    workflow = "\n".join(f"{number}. look her up in record {number} (it → her)" for number in range(1, 500))
     return ("memory", "add", "--question", "Who was it?", "--workflow", workflow, "--judgement", "correct")
 
 
