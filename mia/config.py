@@ -66,6 +66,10 @@ Scope = Annotated[str, AfterValidator(check_scope)]
 ToolName = Literal["search", "lookup", "fetch", "web_image_to_image_search"]
 
 
+WORLD_SEED = 900_001
+"""The world of the demonstration; neither training nor tests see it."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -73,8 +77,9 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """How one model is reached. A role's section takes what it leaves out from `models.default`."""
 
-    provider: Literal["openai", "replay"] = "openai"
-    """"openai" speaks to any OpenAI-compatible endpoint; "replay" serves a recording (`path`)."""
+    provider: Literal["openai", "local", "replay"] = "openai"
+    """"openai" speaks to any OpenAI-compatible endpoint; "local" runs a model in this process (`path`); "replay" serves
+    a recording (`path`)."""
     base_url: Address = ""
     """E.g. http://localhost:11434/v1; empty: the OPENAI_BASE_URL of the environment, else OpenAI's own."""
     model: str = ""
@@ -107,7 +112,16 @@ class ModelSettings(Section):
     price_completion: float | None = Field(default=None, ge=0)
     """US dollars per million completion tokens."""
     path: str = ""
-    """For "replay": the recording."""
+    """For "replay": the recording. For "local": a folder of transformers, or a name at a hub; empty: the embedded
+    model."""
+    prompts: Literal["full", "compact"] = "full"
+    """How it is spoken to: "compact" is the small language that the embedded model was trained on."""
+    batch: int = Field(default=32, ge=1, le=1024)
+    """For "local": conversations that are sampled side by side."""
+    device: str = "cpu"
+    """For "local": where it runs, as torch names it."""
+    threads: int = Field(default=1, ge=1)
+    """For "local" on a CPU: threads of the process; on few shared cores, one is fastest."""
 
 
 class ModelsSettings(Section):
@@ -219,6 +233,9 @@ class MemorySettings(Section):
     """Of the score: a bonus for what is new."""
     recency_half_life: float = Field(default=30.0, gt=0)
     """Days until that bonus is halved."""
+    coverage_weight: float = Field(default=0.0, ge=0)
+    """Of the choice, beside the score: the share of the question's words that no memory chosen before it shares. A
+    question of several parts then finds one memory for each of them."""
     floor: float = Field(default=0.5, ge=-1, le=1)
     """Memories whose similarity is below are never shown."""
     diversity: float = Field(default=0.98, ge=0, le=1)
@@ -244,8 +261,8 @@ class MemorySettings(Section):
 
 
 class SearchSettings(Section):
-    engine: Literal["corpus", "http", "searxng", "serper", "ddgs"] = "corpus"
-    """Your documents, a Search-R1 server, or the web."""
+    engine: Literal["corpus", "world", "http", "searxng", "serper", "ddgs"] = "corpus"
+    """Your documents, the offline world, a Search-R1 server, or the web."""
     corpus: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
     """Files and folders to answer from, as a list or with commas between; indexed on first use."""
     index: str = ""
@@ -258,6 +275,8 @@ class SearchSettings(Section):
     """Which embedder fuses with the lexical ranks; "auto": static where the extra `local` is installed, else off."""
     images: str = ""
     """The cache folder of the image-to-image search."""
+    world: int = Field(default=WORLD_SEED, ge=0)
+    """For "world": the seed that makes it."""
 
 
 class EmbeddingSettings(Section):

@@ -43,6 +43,8 @@ class ChatRequest:
     seed: int | None = None
     json_schema: dict[str, Any] | None = None
     """Ask for a reply that is JSON of this schema, where the endpoint can promise it; callers still validate."""
+    adapter: str = ""
+    """The named LoRA adapter to answer with, where a model has several; empty: the one that is current."""
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
     """Stream: called with each piece of text as it arrives; the whole reply is returned all the same."""
     on_retry: Callable[[int, float, str], None] | None = field(default=None, compare=False)
@@ -66,6 +68,21 @@ class ChatReply:
     """A native call whose arguments are no JSON object, as it came; the agent answers it with an observation."""
     thinking: str = ""
     """Reasoning that the endpoint returned beside the text, where it does."""
+
+
+@dataclass(frozen=True)
+class TokenReply(ChatReply):
+    """A reply with the very tokens that were read and sampled; nothing here was re-tokenised from text."""
+
+    prompt_ids: tuple[int, ...] = ()
+    """The whole prompt, as the model read it."""
+    ids: tuple[int, ...] = ()
+    """The sampled tokens, the one that ended the turn included; `text` may be shorter (stop strings)."""
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithms of the probabilities that the model gave to `ids`, at temperature 1 and before any cut by
+    top-p: one for each."""
+    adapter: str = ""
+    """The adapter that sampled them; empty: the base model."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,12 @@ class ChatModel(Protocol):
     async def close(self) -> None:
         """Let go of connections; calling it twice is harmless."""
         ...
+
+
+class TokenModel(ChatModel, Protocol):
+    """A chat model that tells its tokens: what learning needs."""
+
+    async def complete(self, request: ChatRequest) -> TokenReply: ...
 
 
 def estimate_tokens(messages: tuple[Message, ...]) -> int:
