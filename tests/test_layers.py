@@ -11,15 +11,16 @@ ROOT = Path(mia.__file__).parent
 
 FLOORS: list[list[str]] = [
     ["errors", "types", "config", "events", "prompt", "redaction", "scope", "statistics", "transcript"],
-    ["models", "embeddings", "store", "search", "tools"],
+    ["models", "embeddings", "store", "search", "tools", "world"],
     ["memory", "agents", "judges"],
     ["episode", "stages", "team"],
-    ["evals", "erasure"],
+    ["evals", "erasure", "learn"],
     ["cli"],
 ]
 ORDER_WITHIN = [
     ["models", "embeddings"],
     ["models", "search", "tools"],
+    ["models", "world"],
     ["embeddings", "store"],
     ["embeddings", "search"],
     ["team", "stages", "episode"],
