@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mia.world.language import (
+    NOTHING,
     RELATION,
     RELATIONS,
     SOURCES,
     SYLLABLES,
     TYPES,
     Chain,
+    Outcome,
+    Query,
     Route,
     RouteStep,
     pointer,
@@ -116,6 +119,22 @@ class World:
     def oracle(self, chain: Chain) -> Route:
         """The plan that finds the answer of a chain."""
         return tuple(step for relation in chain.relations for step in self.route(relation))
+
+    def look_up(self, query: Query) -> Outcome:
+        """What a search that misses nothing finds: the meaning of the documents, without an engine."""
+        step, kept = query.step, self.keeping[query.step.relation]
+        if step.via:
+            if step.source != kept.source or step.via != kept.via:
+                return NOTHING
+            keepers = {keeper: subject for subject, keeper in self.facts[step.via].items()}
+            return Outcome("found", self.facts[step.relation][keepers[query.entity]])
+        if query.entity not in self.facts[step.relation]:
+            return NOTHING
+        if step.source == kept.patchy:
+            return Outcome("found", self.rumours[step.relation][query.entity])
+        if step.source != kept.source:
+            return NOTHING
+        return Outcome("kept", kept.via) if kept.via else Outcome("found", self.facts[step.relation][query.entity])
 
     @cached_property
     def documents(self) -> tuple[WorldDocument, ...]:

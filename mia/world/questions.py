@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 
 from mia.types import Question, Task
 from mia.world.facts import World
@@ -53,7 +54,7 @@ def tasks(world: World, count: int, seed: int = 0) -> list[Task]:
     """The first questions of a world's stream, each with its answer as reference."""
     chance = random.Random(f"paraphrases {world.seed} {seed}")
     made: list[Task] = []
-    for number, chain in zip(range(1, count + 1), chains(world, seed)):
+    for number, chain in enumerate(islice(chains(world, seed), count), start=1):
         question = Question(
             id=f"world-{world.seed}{'s' if world.shifted else ''}-{seed}-{number:03}",
             text=write_question(chain, chance.randrange(PARAPHRASES)),

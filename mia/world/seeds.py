@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mia.errors import ConfigError
 
-TRAIN = range(0, 500_000)
+TRAIN = range(500_000)
 VALIDATION = range(500_000, 600_000)
 TEST = range(600_000, 900_000)
 DEMONSTRATION = range(900_000, 1_000_000)
@@ -21,7 +21,7 @@ def split_of(seed: int) -> str:
 
 
 def check_unseen(first: int, count: int) -> None:
-    """Raises ConfigError unless all these worlds are test worlds: a figure on a world that training has seen is none."""
+    """Raises ConfigError unless all these worlds are test worlds: on others, training has a lead."""
     for seed in (first, first + count - 1):
         if seed not in TEST:
             raise ConfigError(

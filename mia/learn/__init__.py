@@ -1,0 +1,1 @@
+"""Learning: what turns dialogues and rollouts into weights."""
