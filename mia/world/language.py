@@ -262,7 +262,8 @@ def _tell(outcome: Outcome) -> str:
 
 
 _WORKFLOW_LINE = re.compile(
-    rf"^\d+\. {_STEP.pattern} \(({_ENTITY}) → (?:(nothing)|kept by ({_RELATION})|({_ENTITY}))\)$", re.MULTILINE
+    rf"^(?:Steps: )?\d+\. {_STEP.pattern} \(({_ENTITY}) → (?:(nothing)|kept by ({_RELATION})|({_ENTITY}))\)$",
+    re.MULTILINE,
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +18,12 @@ from mia.config import ExecutorSettings, LineSettings
 from mia.episode import answer
 from mia.judges.llm import LlmJudge
 from mia.judges.peer import PeerJudge
+from mia.learn.warmup.past import Past
 from mia.memory import present
 from mia.memory.compress import Compressor
 from mia.models.base import ChatReply, ChatRequest
 from mia.models.ledger import Ledger
+from mia.prompt import PromptStyle
 from mia.team import Team
 from mia.tools.search import SearchTool
 from mia.types import (
@@ -31,10 +33,8 @@ from mia.types import (
     MemoryKind,
     Message,
     Plan,
-    Provenance,
     Question,
     Recall,
-    Review,
     Role,
     Task,
     Verdict,
@@ -48,24 +48,19 @@ from mia.world.language import (
     SOURCES,
     UNKNOWN,
     Chain,
-    Query,
     RouteStep,
-    Try,
     write_plan,
     write_question,
-    write_workflow,
 )
 from mia.world.questions import chains
 from mia.world.teacher import Teacher
 
 PASSAGES = 2
 """Passages per query, as the embedded model is served."""
-STYLE = "compact"
+STYLE: PromptStyle = "compact"
 _UNDER_WAY = 8
 """Dialogues that may go on: the last ones."""
 _TASKS_PER_WORLD = 8
-_PAST = 16
-"""Questions that a world's made-up past holds."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ class Recorder:
 
 
 @dataclass(frozen=True)
-class _Past:
+class _Given:
     """A memory that recalls what it was given."""
 
     memories: tuple[Memory, ...]
@@ -153,7 +148,7 @@ class _Lesson:
         self._recorder = Recorder(Teacher(chance))
         self._tool = SearchTool(WorldEngine(world), PASSAGES)
         self._stream = chains(world, chance.randrange(1 << 30))
-        self._past = [self._remember(next(self._stream)) for _ in range(_PAST)]
+        self._past = Past(world, chance)
 
     async def give(self) -> list[Dialogue]:
         for _ in range(_TASKS_PER_WORLD):
@@ -181,7 +176,7 @@ class _Lesson:
         team = Team(
             executor=self._executor(),
             planner=Planner(self._recorder, style=STYLE),
-            memory=_Past(tuple(self._recalled(chain)), {}),
+            memory=_Given(tuple(self._past.recalled(chain)), {}),
             line=LineSettings(max_reflections=self._chance.choice((1, 2, 3))),
         )
         task = self._task(chain)
@@ -215,7 +210,7 @@ class _Lesson:
         """The Executor alone; at times it must answer before it is done."""
         calls = self._chance.randrange(2, 8) if self._chance.random() < 0.4 else 40
         task = self._task(chain)
-        memories = present.for_executor(self._recalled(chain)) if self._chance.random() < 0.2 else ""
+        memories = present.for_executor(self._past.recalled(chain)) if self._chance.random() < 0.2 else ""
         await self._executor(calls).execute(task.question, None, memories, Ledger("lesson"))
 
     async def _judged(self, chain: Chain, task: Task, attempt: Attempt) -> None:
@@ -251,75 +246,3 @@ class _Lesson:
             relations[at] = self._chance.choice(ways)
         text = write_question(Chain(chain.entity, tuple(relations)), self._chance.randrange(PARAPHRASES))
         return task.evolve(question=task.question.evolve(text=text)), attempt
-
-    # ── a past that never was ─────────────────────────────────────────────────────────────────────────────────────
-
-    def _recalled(self, chain: Chain) -> list[Memory]:
-        """Up to three memories of correct answers and one of an incorrect one; most of them share a relation."""
-        near = [memory for memory in self._past if set(chain.relations) & set(memory.question.split("|")[1].split())]
-        chosen: list[Memory] = []
-        for judgement, most in (("correct", 3), ("incorrect", 1)):
-            wanted = self._chance.randint(0, most)
-            around = near if self._chance.random() < 0.8 else self._past
-            pool = [memory for memory in around if memory.judgement == judgement]
-            chosen += self._chance.sample(pool, min(wanted, len(pool)))
-        return [memory.evolve(question=memory.question.split("|")[0]) for memory in chosen]
-
-    def _remember(self, chain: Chain) -> Memory:
-        """What is left of a search by somebody who knows half of the true sources."""
-        tries, at, found = [], chain.entity, True
-        for relation in chain.relations:
-            entity = at
-            for step in self._tries(relation):
-                query = Query(step, entity)
-                outcome = self._world.look_up(query)
-                tries.append(Try(query, outcome))
-                if outcome.kind == "found":
-                    entity = outcome.what
-                    if step.relation == relation:
-                        break
-            else:
-                found = False
-                break
-            at = entity
-        right = found and at == self._world.answer(chain)
-        text = write_question(chain, self._chance.randrange(PARAPHRASES))
-        leaned = ("mem-00000000000000000000",) if self._chance.random() < 0.3 else ()
-        return Memory(
-            id=f"mem-{self._chance.getrandbits(80):020x}",
-            # What it asks about stays beside it until it is chosen.
-            question=f"{text}|{' '.join(chain.relations)}",
-            workflow=write_workflow(tries),
-            judgement="correct" if right else "incorrect",
-            reviews=self._reviews() if self._chance.random() < 0.15 else (),
-            provenance=Provenance(leaned_on=leaned),
-            created_at=0.0,
-            updated_at=0.0,
-        )
-
-    def _tries(self, relation: str) -> Iterator[RouteStep]:
-        """Steps to one relation, until it is found or hope is lost: wrong sources first, at times."""
-        route = self._world.route(relation)
-        if self._chance.random() < 0.45:
-            yield RouteStep(relation, self._chance.choice(SOURCES))
-            if self._chance.random() < 0.3:
-                return
-        if len(route) == 2 and self._chance.random() < 0.7:
-            yield RouteStep(relation, route[-1].source)
-        yield from route
-
-    def _reviews(self) -> tuple[Review, ...]:
-        good = self._chance.random() < 0.6
-        return (
-            Review(
-                reviewer="reasoning",
-                score=9 if good else 2,
-                reason="every step was taken" if good else "a step is missing",
-            ),
-            Review(
-                reviewer="sourcing",
-                score=9 if good else 2,
-                reason="the answer was found" if good else "the answer was not found",
-            ),
-            Review(reviewer="validity", score=9, reason="it names an answer"),
-        )

@@ -33,17 +33,18 @@ _SLOT = re.compile(
 
 
 def pieces(messages: Iterable[Message]) -> Counter[str]:
-    """What stands between the slots, counted."""
+    """What stands between the slots, counted whole and line by line."""
     counted: Counter[str] = Counter()
     for message in messages:
-        counted.update(piece for piece in _SLOT.split(message.content) if piece)
+        for piece in _SLOT.split(message.content):
+            counted.update({piece, *piece.splitlines(keepends=True)})
     return counted
 
 
-def vocabulary(messages: Iterable[Message], *, least: int = 40) -> list[str]:
+def vocabulary(messages: Iterable[Message], *, least: int = 8) -> list[str]:
     """The texts that are tokens: slots, frequent pieces, and the answers that are no name. `least`: occurrences."""
     words = [*RELATION, *SOURCES, *SYLLABLES, *_FIRST, *"0123456789", UNKNOWN, "yes", "no"]
-    frequent = sorted(piece for piece, count in pieces(messages).items() if count >= least)
+    frequent = sorted(piece for piece, count in pieces(messages).items() if piece and count >= least)
     return list(dict.fromkeys([*words, *frequent]))
 
 
