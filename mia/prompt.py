@@ -3,14 +3,21 @@
 `{name}` is a blank; every other brace is literal, so JSON can stand in a prompt as it is. One pass means that text
 which is filled in (a question, a tool's output) is never expanded again. A blank nobody fills, or a name the text
 does not have, is a bug and raises `KeyError` at once.
+
+A small model is spoken to in a small language: beside `<stem>.txt` there may be a variant `<stem>.compact.txt`. It
+takes what the full prompt takes, and may show less of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal, Self
+
+PromptStyle = Literal["full", "compact"]
+"""How a model is spoken to: in whole sentences, or in the small language that a small model was trained on."""
 
 FENCES = (
     "answer",
@@ -43,12 +50,28 @@ class Prompt:
 
     name: str
     text: str
+    compact: Prompt | None = None
+    """Its variant in the compact style, named "folder/stem.compact"; None where it has none of its own."""
+    left_out: frozenset[str] = frozenset()
+    """Names that `fill` takes although the text does not show them: a variant's, from its full prompt."""
 
     @classmethod
     def beside(cls, module_file: str, stem: str) -> Prompt:
-        """Load `<stem>.txt` from the folder of `module_file` (pass `__file__`)."""
-        path = Path(module_file).with_name(f"{stem}.txt")
-        return cls(name=f"{path.parent.name}/{stem}", text=path.read_text(encoding="utf-8").strip())
+        """Load `<stem>.txt`, with its variant if there is one, from the folder of `module_file` (pass `__file__`)."""
+        full = cls._load(Path(module_file).with_name(f"{stem}.txt"))
+        path = Path(module_file).with_name(f"{stem}.compact.txt")
+        if not path.exists():
+            return full
+        compact = cls._load(path)
+        return replace(full, compact=replace(compact, left_out=full.blanks - compact.blanks))
+
+    @classmethod
+    def _load(cls, path: Path) -> Prompt:
+        return cls(name=f"{path.parent.name}/{path.stem}", text=path.read_text(encoding="utf-8").strip())
+
+    def styled(self, style: PromptStyle) -> Prompt:
+        """The prompt in a style; itself where it has no variant of that style."""
+        return self.compact if style == "compact" and self.compact is not None else self
 
     @property
     def version(self) -> str:
@@ -56,14 +79,33 @@ class Prompt:
 
     @property
     def blanks(self) -> frozenset[str]:
-        """The names this text wants."""
+        """The names this text shows."""
         return frozenset(_BLANK.findall(self.text))
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names that `fill` takes: the same in every style."""
+        return self.blanks | self.left_out
+
     def fill(self, **values: str) -> str:
-        """The text with every blank filled, in one pass. Raises KeyError if `values` and `blanks` differ."""
-        if values.keys() != self.blanks:
-            raise KeyError(f"prompt {self.name} wants {sorted(self.blanks)}, got {sorted(values)}")
+        """The text with every blank filled, in one pass. Raises KeyError if `values` and `names` differ."""
+        if values.keys() != self.names:
+            raise KeyError(f"prompt {self.name} wants {sorted(self.names)}, got {sorted(values)}")
         return _BLANK.sub(lambda match: values[match.group(1)], self.text)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Base of the frozen dataclasses that hold the prompts of one class; every field is a `Prompt`."""
+
+    @classmethod
+    def beside(cls, module_file: str, prefix: str = "") -> Self:
+        """Load `<prefix><field>.txt` for every field, with its variants (pass `__file__`)."""
+        return cls(**{field.name: Prompt.beside(module_file, prefix + field.name) for field in fields(cls)})
+
+    def styled(self, style: PromptStyle) -> Self:
+        """The same prompts in a style."""
+        return replace(self, **{field.name: getattr(self, field.name).styled(style) for field in fields(self)})
 
 
 def defuse(text: str) -> str:

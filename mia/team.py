@@ -128,13 +128,25 @@ def build_team(
             resources.push_async_callback(memory.close)
         if not config.memory.enabled or config.memory.frozen:
             archive = _StoreArchive(store, config.memory.scope)
-    planner = Planner(models.planner, cold_start=models.cold_start, best_of=config.line.best_of)
-    native = config.models.of(Role.EXECUTOR).protocol == "native"
+    planner = Planner(
+        models.planner,
+        cold_start=models.cold_start,
+        best_of=config.line.best_of,
+        style=config.models.of(Role.PLANNER).prompts,
+        cold_start_style=config.models.of("cold_start").prompts,
+    )
+    executor_model = config.models.of(Role.EXECUTOR)
     return Team(
-        executor=Executor(models.executor, tools, config.executor, native=native),
+        executor=Executor(
+            models.executor,
+            tools,
+            config.executor,
+            native=executor_model.protocol == "native",
+            style=executor_model.prompts,
+        ),
         planner=planner if config.line.plan else None,
         memory=memory,
-        judge=judge or build_judge(config.judge, models.judge),
+        judge=judge or build_judge(config.judge, models.judge, style=config.models.of(Role.JUDGE).prompts),
         captioner=Captioner(models.manager, config.home / "captions"),
         learner=learner,
         archive=archive,
@@ -168,6 +180,11 @@ def _build_engine(config: Config) -> SearchEngine:
         from mia.search.corpus import open_configured
 
         return open_configured(config)
+    if config.search.engine == "world":
+        from mia.world.engine import WorldEngine
+        from mia.world.facts import World
+
+        return WorldEngine(World.make(config.search.world))
     from mia.search.web import build_remote_engine
 
     return build_remote_engine(config.search)
@@ -194,4 +211,5 @@ def _build_memory(config: Config, store: MemoryStore, models: Models) -> MemoryS
             f"'{config.memory.embedder}'.",
             hint=f'memory.embedder = "{maker}" (or "auto"); or `mia memory reembed` to change the embedder',
         )
-    return MemoryManager(store, memory_embedder(config, space), config.memory, models.manager)
+    style = config.models.of(Role.MANAGER).prompts
+    return MemoryManager(store, memory_embedder(config, space), config.memory, models.manager, style=style)

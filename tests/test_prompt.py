@@ -6,6 +6,7 @@ import gc
 import importlib
 import pkgutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mia
-from mia.prompt import FENCES, Prompt, defuse, split_thinking
+from mia.prompt import FENCES, Prompt, PromptSet, defuse, split_thinking
 
 ROOT = Path(mia.__file__).parent
 
@@ -41,6 +42,53 @@ def test_every_prompt_file_is_loaded_by_a_module_beside_it() -> None:
     loaded = {thing.name for thing in gc.get_objects() if type(thing) is Prompt}
     texts = {f"{path.parent.name}/{path.stem}" for path in ROOT.rglob("*.txt")}
     assert texts == loaded
+
+
+def write_variants(folder: Path) -> str:
+    """A prompt with a compact variant, and one without; returns the file that they are beside of."""
+    (folder / "ask.txt").write_text("Answer {question} in {words} words.\n")
+    (folder / "ask.compact.txt").write_text("{question} ?\n")
+    (folder / "stop.txt").write_text("Stop now.\n")
+    return str(folder / "module.py")
+
+
+def test_a_style_chooses_the_variant_and_takes_the_same_names(tmp_path: Path) -> None:
+    full = Prompt.beside(write_variants(tmp_path), "ask")
+    compact = full.styled("compact")
+    assert full.styled("full") is full
+    assert compact.styled("compact") is compact
+    assert (full.name, compact.name) == (f"{tmp_path.name}/ask", f"{tmp_path.name}/ask.compact")
+    assert full.version != compact.version == Prompt("", "{question} ?").version
+    assert full.fill(question="Who?", words="9") == "Answer Who? in 9 words."
+    assert compact.fill(question="Who?", words="9") == "Who? ?"
+    for wrong in ({"question": "Who?"}, {"question": "Who?", "words": "9", "more": "m"}):
+        with pytest.raises(KeyError, match="words"):
+            compact.fill(**wrong)
+
+
+def test_without_a_variant_every_style_is_the_prompt_itself(tmp_path: Path) -> None:
+    prompt = Prompt.beside(write_variants(tmp_path), "stop")
+    assert prompt.styled("compact") is prompt.styled("full") is prompt
+
+
+def test_a_set_of_prompts_is_loaded_and_styled_as_one(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Prompts(PromptSet):
+        ask: Prompt
+        stop: Prompt
+
+    full = Prompts.beside(write_variants(tmp_path))
+    compact = full.styled("compact")
+    assert [prompt.text for prompt in (compact.ask, compact.stop)] == ["{question} ?", "Stop now."]
+    assert full.styled("full") == full != compact
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.compact.txt")), ids=lambda path: path.name)
+def test_a_variant_shows_nothing_that_its_full_prompt_does_not(path: Path) -> None:
+    full = Prompt.beside(str(path), path.name.removesuffix(".compact.txt"))
+    compact = full.styled("compact")
+    assert compact is not full
+    assert compact.blanks <= full.blanks == compact.names
 
 
 @given(st.text(), st.sampled_from(FENCES), st.sampled_from(["", "/", " / ", "\n"]))

@@ -62,6 +62,31 @@ async def test_parts_can_be_handed_in(tmp_path: Path) -> None:
         assert store.count_memories() == 1
 
 
+async def test_each_role_is_spoken_to_in_the_style_of_its_model(tmp_path: Path) -> None:
+    folders = {"planner": "agents/planner_", "executor": "agents/executor_", "manager": "memory/", "judge": "judges/"}
+    everything = build_team(config(tmp_path), models=models(), tools=[ShelfTool()])
+    await everything.close()
+    assert not any(name.endswith(".compact") for name in everything.prompts)
+    for role, folder in folders.items():
+        settings = config(tmp_path, **{f"models__{role}__prompts": "compact"})
+        team = build_team(settings, models=models(), tools=[ShelfTool()])
+        await team.close()
+        compact = {name for name in team.prompts if name.endswith(".compact")}
+        assert compact
+        assert compact == {name for name in team.prompts if name.startswith(folder)} - {"agents/executor_task"}
+
+
+async def test_a_cold_start_is_spoken_to_in_its_own_style(tmp_path: Path) -> None:
+    weak, strong = ScriptedModel(speak), ScriptedModel(speak)
+    settings = config(tmp_path, models__default__prompts="compact", models__cold_start__prompts="full")
+    team = build_team(settings, models=Models(weak, weak, weak, weak, cold_start=strong), tools=[ShelfTool()])
+    await live(TASK, team, Ledger("q"))
+    await team.close()
+    assert [request.purpose for request in strong.requests] == ["plan"]
+    assert strong.requests[0].messages[0].content.startswith("You are the planner")
+    assert {"planner", "executor"} <= {request.messages[0].content for request in weak.requests}
+
+
 @pytest.mark.parametrize("flags", [{"memory__enabled": False}, {"memory__frozen": True}])
 async def test_an_episode_is_kept_where_no_memory_may_be(tmp_path: Path, flags: dict[str, Any]) -> None:
     team = build_team(config(tmp_path, **flags), models=models(), tools=[ShelfTool()])

@@ -29,7 +29,7 @@ from mia.errors import (
 from mia.events import StepFinished
 from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
 from mia.models.ledger import Ledger
-from mia.prompt import Prompt, defuse, split_thinking
+from mia.prompt import Prompt, PromptSet, PromptStyle, defuse, split_thinking
 from mia.tools.base import BadArguments, Tool, ToolContext
 from mia.types import (
     Answer,
@@ -45,12 +45,19 @@ from mia.types import (
     Trace,
 )
 
-_TEXT = Prompt.beside(__file__, "executor_text")
-_NATIVE = Prompt.beside(__file__, "executor_native")
-_TASK = Prompt.beside(__file__, "executor_task")
-_RESUME = Prompt.beside(__file__, "executor_resume")
-_ANSWER_NOW = Prompt.beside(__file__, "executor_answer_now")
-_MEMORIES = Prompt.beside(__file__, "executor_memories")
+
+@dataclass(frozen=True)
+class _Prompts(PromptSet):
+    text: Prompt
+    native: Prompt
+    task: Prompt
+    plan: Prompt
+    memories: Prompt
+    resume: Prompt
+    answer_now: Prompt
+
+
+_PROMPTS = _Prompts.beside(__file__, "executor_")
 
 _WHY_NOW = {
     StopReason.CALL_LIMIT: "This is your last turn.",
@@ -95,23 +102,26 @@ class Executor:
         settings: ExecutorSettings,
         *,
         native: bool = False,
+        style: PromptStyle = "full",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tools = {tool.schema.name: tool for tool in tools}
         self.model = model
         self._settings = settings
         self._native = native
+        self._prompts = _PROMPTS.styled(style)
         self._clock = clock
         self._schemas = tuple(tool.schema for tool in tools)
-        self._system = Message(
-            role="system", content=_NATIVE.text if native else _TEXT.fill(tools=self.describe_tools())
-        )
+        system = self._prompts.native.text if native else self._prompts.text.fill(tools=self.describe_tools())
+        self._system = Message(role="system", content=system)
         self._window = min(model.context_window - model.max_tokens, settings.max_context_tokens)
 
     @property
     def prompts(self) -> dict[str, str]:
         """Prompt name → version."""
-        used = (_NATIVE if self._native else _TEXT, _TASK, _MEMORIES, _RESUME, _ANSWER_NOW)
+        our = self._prompts
+        system = our.native if self._native else our.text
+        used = (system, our.task, our.plan, our.memories, our.resume, our.answer_now)
         return {prompt.name: prompt.version for prompt in used}
 
     def describe_tools(self) -> str:
@@ -128,10 +138,10 @@ class Executor:
         """Begin: the question with its plan, or where there is no plan with memories, fenced (both may be missing)."""
         guidance = ""
         if plan is not None:
-            guidance = f"\nThe plan:\n<plan>\n{defuse(plan.text)}\n</plan>"
+            guidance = "\n" + self._prompts.plan.fill(plan=defuse(plan.text))
         elif memories:
-            guidance = "\n" + _MEMORIES.fill(memories=memories)
-        task = _TASK.fill(question=defuse(question.text), guidance=guidance).strip()
+            guidance = "\n" + self._prompts.memories.fill(memories=memories)
+        task = self._prompts.task.fill(question=defuse(question.text), guidance=guidance).strip()
         messages = (self._system, Message(role="user", content=task, images=question.images))
         return await self._loop(Execution(question=question, messages=messages), ledger)
 
@@ -150,7 +160,7 @@ class Executor:
             messages[-1] = messages[-1].evolve(content=kept or "(the answer was taken back)")
         begun = replace(
             execution,
-            messages=append_request(tuple(messages), _RESUME.fill(plan=defuse(plan.text))),
+            messages=append_request(tuple(messages), self._prompts.resume.fill(plan=defuse(plan.text))),
             first_step=len(execution.steps),
             answer=None,
             failure=None,
@@ -203,7 +213,7 @@ class Executor:
         return None
 
     def _ask_for_answer(self, execution: Execution, limit: StopReason) -> Execution:
-        request = _ANSWER_NOW.fill(reason=_WHY_NOW[limit])
+        request = self._prompts.answer_now.fill(reason=_WHY_NOW[limit])
         while estimate_tokens(append_request(execution.messages, request)) > self._window:
             shorter = self._shorten(execution)
             if shorter is execution:

@@ -17,20 +17,9 @@ from mia.agents.conversation import Messages, append_request
 from mia.errors import MiaError, ModelReplyError
 from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
 from mia.models.ledger import Ledger
-from mia.prompt import Prompt, defuse, split_thinking
+from mia.prompt import Prompt, PromptSet, PromptStyle, defuse, split_thinking
 from mia.transcript import TRACE_WORDS, cut_words, render_steps
 from mia.types import Answer, Message, Plan, Question, Recall, Reflection, Role, Step
-
-_SYSTEM = Prompt.beside(__file__, "planner_system")
-_PLAN = Prompt.beside(__file__, "planner_plan")
-_MEMORIES = Prompt.beside(__file__, "planner_memories")
-_NO_MEMORIES = Prompt.beside(__file__, "planner_no_memories")
-_REFLECT = Prompt.beside(__file__, "planner_reflect")
-_TRAJECTORY = Prompt.beside(__file__, "planner_trajectory")
-_REPLAN = Prompt.beside(__file__, "planner_replan")
-_FRESH = Prompt.beside(__file__, "planner_fresh_memories")
-_CHOOSE = Prompt.beside(__file__, "planner_choose")
-_PAIRS = Prompt.beside(__file__, "planner_plan_pairs")
 
 PLAN_WORDS = 400
 PLAN_WORDS_WITH_IMAGE = 300
@@ -40,8 +29,22 @@ _NUMBERED = re.compile(r"^[ \t]*+(?:step[ \t]++)?\d++[.):][ \t]++(\S.*)$", re.MU
 _YES_NO = re.compile(r"[\s*_\"'`.!]*(yes|no)[\s*_\"'`.!]*", re.IGNORECASE)
 _PLAN_TAG = re.compile(r"</?plan>", re.IGNORECASE)
 
-_REQUEST_ROOM = Message(role="user", content=_REFLECT.text)
-"""Stands for the request that follows a trajectory, when room is measured."""
+
+@dataclass(frozen=True)
+class _Prompts(PromptSet):
+    system: Prompt
+    plan: Prompt
+    memories: Prompt
+    no_memories: Prompt
+    trajectory: Prompt
+    reflect: Prompt
+    replan: Prompt
+    fresh_memories: Prompt
+    choose: Prompt
+    plan_pairs: Prompt
+
+
+_PROMPTS = _Prompts.beside(__file__, "planner_")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,11 @@ class Reflected:
 
 
 class Planner:
-    """Plans with one model; `cold_start`, if given, writes the plan while the memory cannot fill what was wanted."""
+    """Plans with one model; `cold_start`, if given, writes the plan while the memory cannot fill what was wanted.
+
+    Each of the two is asked in its own style. The conversation that a plan ends is in the style of the one model that
+    goes on with it, whoever wrote the plan.
+    """
 
     def __init__(
         self,
@@ -69,10 +76,16 @@ class Planner:
         *,
         cold_start: ChatModel | None = None,
         best_of: int = 1,
+        style: PromptStyle = "full",
+        cold_start_style: PromptStyle = "full",
     ) -> None:
         self._model = model
         self._cold_start = cold_start
         self._best_of = best_of
+        self._prompts = _PROMPTS.styled(style)
+        self._cold_start_prompts = _PROMPTS.styled(cold_start_style)
+        # Stands for the request that follows a trajectory, when room is measured.
+        self._request_room = Message(role="user", content=self._prompts.reflect.text)
 
     @property
     def wants_plan_pairs(self) -> bool:
@@ -82,9 +95,12 @@ class Planner:
     @property
     def prompts(self) -> dict[str, str]:
         """Prompt name → version."""
-        used = [_SYSTEM, _PLAN, _MEMORIES, _NO_MEMORIES, _TRAJECTORY, _REFLECT, _REPLAN, _FRESH]
+        our = self._prompts
+        used = [*_opening_prompts(our), our.trajectory, our.reflect, our.replan, our.fresh_memories]
         if self._best_of > 1:
-            used += [_CHOOSE, _PAIRS]
+            used += [our.choose, our.plan_pairs]
+        if self._cold_start is not None:
+            used += _opening_prompts(self._cold_start_prompts)
         return {prompt.name: prompt.version for prompt in used}
 
     async def plan(
@@ -94,29 +110,25 @@ class Planner:
 
         Raises ModelError, BudgetExceeded.
         """
-        memories = _MEMORIES.fill(memories=recall.for_planner) if recall.for_planner else _NO_MEMORIES.text
         words = PLAN_WORDS_WITH_IMAGE if question.images else PLAN_WORDS
-        request = _PLAN.fill(
-            question=defuse(question.text),
-            caption=_caption(question),
-            tools=tools,
-            memories=memories,
-            words=str(words),
-        )
-        messages = (Message(role="system", content=_SYSTEM.text), Message(role="user", content=request))
-        model = self._cold_start if self._cold_start is not None and recall.cold else self._model
+        opening = _open(self._prompts, question, recall, tools, words)
+        model, asked = self._model, opening
+        if self._cold_start is not None and recall.cold:
+            model, asked = self._cold_start, _open(self._cold_start_prompts, question, recall, tools, words)
         if self._best_of == 1:
-            reply = await self._ask(model, messages, "plan", ledger)
-            return Planned(_read_plan(reply.text, words), (*messages, Message(role="assistant", content=reply.text)))
-        return await self._best_plan(question, model, messages, words, pairs, ledger)
+            reply = await self._ask(model, asked, "plan", ledger)
+            text, plan = reply.text, _read_plan(reply.text, words)
+        else:
+            text, plan = await self._best_plan(question, model, asked, words, pairs, ledger)
+        return Planned(plan, (*opening, Message(role="assistant", content=text)))
 
     def show(self, messages: Messages, steps: Sequence[Step], answer: Answer | None) -> Messages:
         """The conversation with what the Executor did; observations are cut until it fits the model's window."""
         outcome = f"answered: {defuse(answer.text)}" if answer else "gave no answer"
-        room = self._model.context_window - self._model.max_tokens - estimate_tokens((*messages, _REQUEST_ROOM))
+        room = self._model.context_window - self._model.max_tokens - estimate_tokens((*messages, self._request_room))
         words = TRACE_WORDS
         while True:
-            report = _TRAJECTORY.fill(trajectory=render_steps(steps, words=words), outcome=outcome)
+            report = self._prompts.trajectory.fill(trajectory=render_steps(steps, words=words), outcome=outcome)
             shown = Message(role="user", content=report)
             if words <= 16 or estimate_tokens((shown,)) <= room:
                 return (*messages, shown)
@@ -124,7 +136,7 @@ class Planner:
 
     async def reflect(self, messages: Messages, ledger: Ledger) -> Reflected:
         """Say whether to replan, after `show`; exactly one word is read. Raises ModelError, BudgetExceeded."""
-        asked = append_request(messages, _REFLECT.text)
+        asked = append_request(messages, self._prompts.reflect.text)
         reply = await self._ask(self._model, asked, "reflect", ledger)
         parts = split_thinking(reply.text)
         thinking, word = parts if parts else (reply.text, "")
@@ -135,16 +147,21 @@ class Planner:
 
     async def replan(self, messages: Messages, ledger: Ledger, *, fresh: Recall | None = None) -> Planned:
         """Write the supplementary plan, after `reflect` or straight after `show`. Raises ModelError, BudgetExceeded."""
-        memories = "\n\n" + _FRESH.fill(memories=fresh.for_planner) if fresh and fresh.for_planner else ""
-        request = _REPLAN.fill(memories=memories, words=str(REPLAN_WORDS))
+        memories = ""
+        if fresh and fresh.for_planner:
+            memories = "\n\n" + self._prompts.fresh_memories.fill(memories=fresh.for_planner)
+        request = self._prompts.replan.fill(memories=memories, words=str(REPLAN_WORDS))
         asked = append_request(messages, request)
         reply = await self._ask(self._model, asked, "replan", ledger)
         return Planned(_read_plan(reply.text, REPLAN_WORDS), (*asked, Message(role="assistant", content=reply.text)))
 
     async def _best_plan(
         self, question: Question, model: ChatModel, messages: Messages, words: int, pairs: Recall | None, ledger: Ledger
-    ) -> Planned:
-        """Sample plans at temperature 1 and let the model choose; on any failure of the choice, the first is taken."""
+    ) -> tuple[str, Plan]:
+        """Sample plans at temperature 1 and let the model choose; on any failure of the choice, the first is taken.
+
+        Returns the reply that was chosen, and the plan in it.
+        """
         asked = [self._ask(model, messages, "plan", ledger, temperature=1.0) for _ in range(self._best_of)]
         replies = await asyncio.gather(*asked, return_exceptions=True)
         written: list[tuple[str, Plan]] = []
@@ -162,19 +179,18 @@ class Planner:
             )
         chosen = await self._choose(question, [plan for _, plan in written], pairs, ledger) if len(written) > 1 else 0
         text, plan = written[chosen]
-        plan = plan.evolve(candidates=tuple(plan.text for _, plan in written), chosen=chosen)
-        return Planned(plan, (*messages, Message(role="assistant", content=text)))
+        return text, plan.evolve(candidates=tuple(plan.text for _, plan in written), chosen=chosen)
 
     async def _choose(self, question: Question, plans: Sequence[Plan], pairs: Recall | None, ledger: Ledger) -> int:
-        request = _CHOOSE.fill(
+        request = self._prompts.choose.fill(
             question=defuse(question.text),
             caption=_caption(question),
-            pairs=_PAIRS.fill(pairs=pairs.for_planner) if pairs and pairs.for_planner else "",
+            pairs=self._prompts.plan_pairs.fill(pairs=pairs.for_planner) if pairs and pairs.for_planner else "",
             plans="\n\n".join(
                 f"Plan {index}:\n<plan>\n{defuse(plan.text)}\n</plan>" for index, plan in enumerate(plans)
             ),
         )
-        messages = (Message(role="system", content=_SYSTEM.text), Message(role="user", content=request))
+        messages = (Message(role="system", content=self._prompts.system.text), Message(role="user", content=request))
         schema = {
             "type": "object",
             "properties": {"index": {"type": "integer", "minimum": 0, "maximum": len(plans) - 1}},
@@ -211,6 +227,20 @@ class Planner:
             json_schema=json_schema,
         )
         return await ledger.complete(model, request)
+
+
+def _opening_prompts(prompts: _Prompts) -> list[Prompt]:
+    """Those that `_open` writes with."""
+    return [prompts.system, prompts.plan, prompts.memories, prompts.no_memories]
+
+
+def _open(prompts: _Prompts, question: Question, recall: Recall, tools: str, words: int) -> Messages:
+    """The conversation up to the request for a plan."""
+    known = prompts.memories.fill(memories=recall.for_planner) if recall.for_planner else prompts.no_memories.text
+    request = prompts.plan.fill(
+        question=defuse(question.text), caption=_caption(question), tools=tools, memories=known, words=str(words)
+    )
+    return (Message(role="system", content=prompts.system.text), Message(role="user", content=request))
 
 
 def _caption(question: Question) -> str:

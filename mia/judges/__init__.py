@@ -11,12 +11,13 @@ from mia.judges.peer import PeerJudge
 from mia.judges.reference import ReferenceJudge
 from mia.judges.trust import TrustJudge
 from mia.models.base import ChatModel
+from mia.prompt import PromptStyle
 
 __all__ = ["AutoJudge", "Judge", "LlmJudge", "PeerJudge", "ReferenceJudge", "TrustJudge", "build_judge"]
 
 
-def build_judge(settings: JudgeSettings, model: ChatModel | None) -> Judge | None:
-    """The judge that the settings name; None for "none".
+def build_judge(settings: JudgeSettings, model: ChatModel | None, *, style: PromptStyle = "full") -> Judge | None:
+    """The judge that the settings name; None for "none". `style`: how its model is spoken to.
 
     Raises ConfigError for a judge that needs a model where there is none, and for `withhold` with a judge that looks at
     no support. "auto" without a model is the reference judge alone: a question without references is unjudged.
@@ -38,11 +39,11 @@ def build_judge(settings: JudgeSettings, model: ChatModel | None) -> Judge | Non
             hint="set models.judge or models.default, or judge.kind = 'reference'",
         )
     if kind == "llm":
-        return LlmJudge(model)
-    peer = PeerJudge(model)
+        return LlmJudge(model, style=style)
+    peer = PeerJudge(model, style=style)
     if kind == "peer":
         return peer
     auto = AutoJudge(ReferenceJudge(), peer)
     if kind == "auto":
         return auto
-    return TrustJudge(auto, model)
+    return TrustJudge(auto, model, style=style)

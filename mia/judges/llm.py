@@ -8,16 +8,24 @@ through it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mia.errors import BudgetExceeded, JudgeError, ModelError
 from mia.judges.asking import StrictAsker, bare_words, show_question
 from mia.judges.reference import require_references, score
 from mia.models.base import ChatModel
 from mia.models.ledger import Ledger
-from mia.prompt import Prompt, defuse
+from mia.prompt import Prompt, PromptSet, PromptStyle, defuse
 from mia.types import Attempt, Outcome, Task, Verdict
 
-_JUDGE = Prompt.beside(__file__, "llm")
-_REMINDER = Prompt.beside(__file__, "llm_reminder")
+
+@dataclass(frozen=True)
+class _Prompts(PromptSet):
+    llm: Prompt
+    llm_reminder: Prompt
+
+
+_PROMPTS = _Prompts.beside(__file__)
 
 _WORDS = {
     "a": ("correct", Outcome.CORRECT),
@@ -44,13 +52,14 @@ def read_verdict(text: str) -> Outcome | None:
 class LlmJudge:
     """Three-way judgement against the references, by a model."""
 
-    def __init__(self, model: ChatModel) -> None:
+    def __init__(self, model: ChatModel, *, style: PromptStyle = "full") -> None:
         self._asker = StrictAsker(model)
+        self._prompts = _PROMPTS.styled(style)
 
     @property
     def prompts(self) -> dict[str, str]:
         """Prompt name → version."""
-        return {prompt.name: prompt.version for prompt in (_JUDGE, _REMINDER)}
+        return {prompt.name: prompt.version for prompt in (self._prompts.llm, self._prompts.llm_reminder)}
 
     async def judge(self, task: Task, attempt: Attempt, ledger: Ledger) -> Verdict:
         """Raises JudgeError if there is no reference, or no budget to ask."""
@@ -60,14 +69,14 @@ class LlmJudge:
         if not answer:
             reason = "there is no answer"
             return Verdict(outcome=Outcome.NOT_ATTEMPTED, judge="llm", reason=reason, scores=scores)
-        request = _JUDGE.fill(
+        request = self._prompts.llm.fill(
             question=show_question(task.question),
             references="\n".join(f"- {defuse(' '.join(reference.split()))}" for reference in references),
             answer=defuse(answer),
         )
         try:
             outcome = await self._asker.ask(
-                request, purpose="judge", read=read_verdict, reminder=_REMINDER, ledger=ledger
+                request, purpose="judge", read=read_verdict, reminder=self._prompts.llm_reminder, ledger=ledger
             )
         except BudgetExceeded as error:
             raise JudgeError(f"no budget is left to judge: {error.got}", hint=error.hint) from error

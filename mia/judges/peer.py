@@ -11,21 +11,28 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mia.errors import BudgetExceeded, JudgeError, ModelError
 from mia.judges.asking import StrictAsker, bare_words, read_labelled, show_question
 from mia.models.base import ChatModel
 from mia.models.ledger import Ledger
-from mia.prompt import Prompt, defuse
+from mia.prompt import Prompt, PromptSet, PromptStyle, defuse
 from mia.transcript import render_attempts
 from mia.types import Attempt, Outcome, Question, Review, Task, Verdict
 
-_REVIEW_REMINDER = Prompt.beside(__file__, "peer_review_reminder")
-_CHAIR = Prompt.beside(__file__, "peer_chair")
-_CHAIR_REMINDER = Prompt.beside(__file__, "peer_chair_reminder")
 _SCORE = re.compile(r"(10|[1-9])(?: ?/ ?10)?\.?")
+
+
+@dataclass(frozen=True)
+class _Prompts(PromptSet):
+    review_reminder: Prompt
+    chair: Prompt
+    chair_reminder: Prompt
+
+
+_PROMPTS = _Prompts.beside(__file__, "peer_")
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,16 @@ def read_decision(text: str) -> tuple[Outcome, str] | None:
 class PeerJudge:
     """Three reviewers and an area chair, all asked through one model."""
 
-    def __init__(self, model: ChatModel) -> None:
+    def __init__(self, model: ChatModel, *, style: PromptStyle = "full") -> None:
         self._asker = StrictAsker(model)
+        self._prompts = _PROMPTS.styled(style)
+        self._reviewers = tuple(replace(one, prompt=one.prompt.styled(style)) for one in REVIEWERS)
 
     @property
     def prompts(self) -> dict[str, str]:
         """Prompt name → version."""
-        used = (*(reviewer.prompt for reviewer in REVIEWERS), _REVIEW_REMINDER, _CHAIR, _CHAIR_REMINDER)
+        our = self._prompts
+        used = (*(reviewer.prompt for reviewer in self._reviewers), our.review_reminder, our.chair, our.chair_reminder)
         return {prompt.name: prompt.version for prompt in used}
 
     async def judge(self, task: Task, attempt: Attempt, ledger: Ledger) -> Verdict:
@@ -86,7 +96,7 @@ class PeerJudge:
                 self._write_chair(task.question, attempt, reviews),
                 purpose="chair",
                 read=read_decision,
-                reminder=_CHAIR_REMINDER,
+                reminder=self._prompts.chair_reminder,
                 ledger=ledger,
             )
         except (ModelError, BudgetExceeded) as error:
@@ -104,7 +114,7 @@ class PeerJudge:
     ) -> tuple[tuple[Review, ...], tuple[str, ...]]:
         """The reviews that came, and why the others did not."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._hear(reviewer, question, attempt, ledger)) for reviewer in REVIEWERS]
+            tasks = [group.create_task(self._hear(reviewer, question, attempt, ledger)) for reviewer in self._reviewers]
         heard = [task.result() for task in tasks]
         reviews = tuple(item for item in heard if isinstance(item, Review))
         return reviews, tuple(item for item in heard if isinstance(item, str))
@@ -116,7 +126,7 @@ class PeerJudge:
                 self._asker.fit(_writer(reviewer.prompt, question, attempt)),
                 purpose=f"review_{reviewer.name}",
                 read=read_review,
-                reminder=_REVIEW_REMINDER,
+                reminder=self._prompts.review_reminder,
                 ledger=ledger,
             )
         except (ModelError, BudgetExceeded) as error:
@@ -130,16 +140,16 @@ class PeerJudge:
             f"{defuse(review.reason)}\n</review>"
             for review in reviews
         )
-        return self._asker.fit(_writer(_CHAIR, question, attempt, reviews=shown))
+        return self._asker.fit(_writer(self._prompts.chair, question, attempt, reviews=shown))
 
 
 def _writer(prompt: Prompt, question: Question, attempt: Attempt, **more: str) -> Callable[[int], str]:
-    """Fills a prompt with those of question, trajectory and answer that it has blanks for."""
+    """Fills a prompt with those of question, trajectory and answer that it takes."""
 
     def write(words: int) -> str:
         known = {"question": show_question(question), "answer": defuse(attempt.answer.text if attempt.answer else "")}
-        if "trajectory" in prompt.blanks:
+        if "trajectory" in prompt.names:
             known["trajectory"] = render_attempts([attempt], words=words)
-        return prompt.fill(**{name: known[name] for name in prompt.blanks & known.keys()}, **more)
+        return prompt.fill(**{name: known[name] for name in prompt.names & known.keys()}, **more)
 
     return write

@@ -9,19 +9,27 @@ that is no evidence.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from mia.errors import BudgetExceeded, JudgeError, MiaError, ModelError
 from mia.judges.asking import StrictAsker, bare_words, read_labelled, show_question
 from mia.judges.base import Judge
 from mia.models.base import ChatModel
 from mia.models.ledger import Ledger
-from mia.prompt import Prompt, defuse
+from mia.prompt import Prompt, PromptSet, PromptStyle, defuse
 from mia.transcript import render_steps
 from mia.types import Attempt, Outcome, Question, Support, Task, Verdict
 
-_SUPPORT = Prompt.beside(__file__, "trust")
-_REMINDER = Prompt.beside(__file__, "trust_reminder")
 _NOTHING_FOUND = Support(level="none", reason="No tool returned anything, and nothing is cited.")
+
+
+@dataclass(frozen=True)
+class _Prompts(PromptSet):
+    trust: Prompt
+    trust_reminder: Prompt
+
+
+_PROMPTS = _Prompts.beside(__file__)
 
 
 def read_support(text: str) -> Support | None:
@@ -36,14 +44,16 @@ def read_support(text: str) -> Support | None:
 class TrustJudge:
     """An inner judge's verdict with the support of the answer on it."""
 
-    def __init__(self, inner: Judge, model: ChatModel) -> None:
+    def __init__(self, inner: Judge, model: ChatModel, *, style: PromptStyle = "full") -> None:
         self._inner = inner
         self._asker = StrictAsker(model)
+        self._prompts = _PROMPTS.styled(style)
 
     @property
     def prompts(self) -> dict[str, str]:
         """Prompt name → version, the inner judge's too."""
-        return {**self._inner.prompts, _SUPPORT.name: _SUPPORT.version, _REMINDER.name: _REMINDER.version}
+        own = (self._prompts.trust, self._prompts.trust_reminder)
+        return {**self._inner.prompts, **{prompt.name: prompt.version for prompt in own}}
 
     async def judge(self, task: Task, attempt: Attempt, ledger: Ledger) -> Verdict:
         """Raises JudgeError only if neither the outcome nor the support could be judged.
@@ -78,7 +88,7 @@ class TrustJudge:
         quotes = "\n".join(f"- [{citation.passage_id}] {' '.join(citation.quote.split())}" for citation in citations)
 
         def write(words: int) -> str:
-            return _SUPPORT.fill(
+            return self._prompts.trust.fill(
                 question=show_question(question),
                 answer=defuse(attempt.answer.text if attempt.answer else ""),
                 citations=defuse(quotes) or "(nothing is cited)",
@@ -87,7 +97,11 @@ class TrustJudge:
 
         try:
             return await self._asker.ask(
-                self._asker.fit(write), purpose="support", read=read_support, reminder=_REMINDER, ledger=ledger
+                self._asker.fit(write),
+                purpose="support",
+                read=read_support,
+                reminder=self._prompts.trust_reminder,
+                ledger=ledger,
             )
         except (ModelError, BudgetExceeded) as error:
             return error

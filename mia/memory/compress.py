@@ -17,13 +17,19 @@ from mia.errors import BudgetExceeded, ModelError
 from mia.memory import guard
 from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
 from mia.models.ledger import Ledger
-from mia.prompt import Prompt, defuse, split_thinking
+from mia.prompt import Prompt, PromptSet, PromptStyle, defuse, split_thinking
 from mia.transcript import WORKFLOW_WORDS, cut_words, render_attempts
 from mia.types import Attempt, Episode, Message, Observation, Question, Role, ToolCall
 
-_COMPRESS = Prompt.beside(__file__, "compress")
-_AGAIN = Prompt.beside(__file__, "compress_again")
-_CATEGORISE = Prompt.beside(__file__, "categorise")
+
+@dataclass(frozen=True)
+class _Prompts(PromptSet):
+    compress: Prompt
+    compress_again: Prompt
+    categorise: Prompt
+
+
+_PROMPTS = _Prompts.beside(__file__)
 
 CATEGORIES = (
     "location",
@@ -72,9 +78,12 @@ class Category:
 class Compressor:
     """Writes workflows and names categories, by a model where there is one; a model that fails never stops it."""
 
-    def __init__(self, model: ChatModel | None = None, *, categories: bool = False) -> None:
+    def __init__(
+        self, model: ChatModel | None = None, *, categories: bool = False, style: PromptStyle = "full"
+    ) -> None:
         self._model = model
         self._categories = categories
+        self._prompts = _PROMPTS.styled(style)
 
     @property
     def has_model(self) -> bool:
@@ -85,7 +94,10 @@ class Compressor:
         """Prompt name → version."""
         if self._model is None:
             return {}
-        used = (_COMPRESS, _AGAIN, _CATEGORISE) if self._categories else (_COMPRESS, _AGAIN)
+        our = self._prompts
+        used = [our.compress, our.compress_again]
+        if self._categories:
+            used.append(our.categorise)
         return {prompt.name: prompt.version for prompt in used}
 
     async def compress(self, episode: Episode, ledger: Ledger) -> Compressed:
@@ -104,7 +116,7 @@ class Compressor:
         """One of `CATEGORIES`: "others" where categories are off, no model is there, or it says nothing usable."""
         if self._model is None or not self._categories:
             return Category(OTHERS)
-        request = _CATEGORISE.fill(
+        request = self._prompts.categorise.fill(
             question=_question(question), caption=_caption(question), categories=", ".join(CATEGORIES)
         )
         schema = {
@@ -125,7 +137,7 @@ class Compressor:
 
     async def _ask_for_workflow(self, model: ChatModel, episode: Episode, ledger: Ledger) -> tuple[str, str]:
         """A workflow that holds, or nothing after two tries, and why. Raises ModelError, BudgetExceeded."""
-        request, problem = _fitting_request(model, episode), ""
+        request, problem = _fitting_request(self._prompts.compress, model, episode), ""
         messages: tuple[Message, ...] = (Message(role="user", content=request),)
         for _ in range(2):
             reply = await self._ask(model, messages, "compress", ledger)
@@ -133,7 +145,7 @@ class Compressor:
             problem = "it was cut off" if reply.finish_reason == "length" else problem_with(workflow)
             if not problem:
                 return workflow, ""
-            again = _AGAIN.fill(problem=problem, words=str(WORDS))
+            again = self._prompts.compress_again.fill(problem=problem, words=str(WORDS))
             messages = (
                 *messages,
                 Message(role="assistant", content=reply.text),
@@ -180,7 +192,7 @@ def problem_with(workflow: str) -> str:
         return f"it has more than {MOST_WORDS} words"
     if guard.trouble(workflow):
         return "it holds an error message or an apology"
-    if guard.copies(workflow, _COMPRESS.text):
+    if guard.copies(workflow, _PROMPTS.compress.text):
         return "it repeats the request"
     return ""
 
@@ -239,12 +251,12 @@ def _within_limit(lines: list[str]) -> list[str]:
     return [*path, last]
 
 
-def _fitting_request(model: ChatModel, episode: Episode) -> str:
+def _fitting_request(prompt: Prompt, model: ChatModel, episode: Episode) -> str:
     """The request; observations are cut harder until it fits the model's window."""
     room = model.context_window - model.max_tokens
     words = WORKFLOW_WORDS
     while True:
-        request = _COMPRESS.fill(
+        request = prompt.fill(
             words=str(WORDS),
             question=_question(episode.question),
             caption=_caption(episode.question),

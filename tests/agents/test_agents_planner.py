@@ -143,3 +143,54 @@ async def test_a_question_cannot_pose_as_structure(ledger: Ledger) -> None:
     assert asked.count("</question>") == 1
     assert "<memory>" not in asked
     assert "{plan}" in asked
+
+
+async def test_in_the_compact_style_it_speaks_the_small_language(ledger: Ledger) -> None:
+    replies = {"planner/plan": ["1. Look."], "planner/reflect": ["yes"], "planner/replan": ["1. Look again."]}
+    model = ScriptedModel(replies)
+    planner = Planner(model, style="compact")
+    planned = await planner.plan(QUESTION, RECALL, "TOOLS", ledger)
+    opening = f"<question>\n{QUESTION.text}\n</question>\n<memory>WORKED BEFORE</memory>\nplan"
+    assert [message.content for message in model.requests[0].messages] == ["planner", opening]
+    shown = planner.show(planned.messages, [STEPS[0].evolve(observation=None)], Answer(text="Leiden"))
+    reflected = await planner.reflect(shown, ledger)
+    report = shown[-1].content
+    assert report.startswith("<trajectory>\n")
+    assert report.endswith("\n\nIt answered: Leiden.\n</trajectory>")
+    assert model.requests[1].messages[-1].content == f"{report}\n\nreplan ?"
+    await planner.replan(reflected.messages, ledger, fresh=RECALL)
+    assert model.requests[2].messages[-1].content == "replan\n\n<memory>WORKED BEFORE</memory>"
+
+
+async def test_in_the_compact_style_nothing_remembered_and_a_choice_are_short_too(ledger: Ledger) -> None:
+    model = ScriptedModel({"planner/plan": ["1. A.", "1. B."], "planner/choose": ['{"index": 1}']})
+    pairs = Recall(for_planner="PAIRS", considered=1, wanted=1)
+    planned = await Planner(model, best_of=2, style="compact").plan(QUESTION, Recall(), "", ledger, pairs=pairs)
+    question = f"<question>\n{QUESTION.text}\n</question>"
+    assert model.requests[0].messages[-1].content == f"{question}\nno memories\nplan"
+    (choice,) = [request for request in model.requests if request.purpose == "choose"]
+    plans = "Plan 0:\n<plan>\n1. A.\n</plan>\n\nPlan 1:\n<plan>\n1. B.\n</plan>"
+    assert [message.content for message in choice.messages] == ["planner", f"{question}\nPAIRS\n{plans}\nchoose"]
+    assert planned.plan.text == "1. B."
+
+
+async def test_each_model_is_asked_in_its_own_style_and_the_conversation_keeps_to_one(ledger: Ledger) -> None:
+    strong, weak = ScriptedModel({"planner": ["1. S."]}), ScriptedModel({"planner": ["no"]})
+    planner = Planner(weak, cold_start=strong, style="compact")
+    planned = await planner.plan(QUESTION, Recall(wanted=6), "TOOLS", ledger)
+    assert "TOOLS" in strong.requests[0].messages[-1].content
+    assert strong.requests[0].messages[0].content.startswith("You are the planner")
+    await planner.reflect(planner.show(planned.messages, [], None), ledger)
+    seen = [message.content for message in weak.requests[0].messages]
+    assert seen[:3] == ["planner", f"<question>\n{QUESTION.text}\n</question>\nno memories\nplan", "1. S."]
+    assert {"agents/planner_plan", "agents/planner_plan.compact"} <= planner.prompts.keys()
+    assert "agents/planner_reflect" not in planner.prompts
+
+
+def test_the_prompts_that_are_used_are_named() -> None:
+    names = {"system", "plan", "memories", "no_memories", "trajectory", "reflect", "replan", "fresh_memories"}
+    model = ScriptedModel({})
+    assert Planner(model).prompts.keys() == {f"agents/planner_{name}" for name in names}
+    assert Planner(model, style="compact").prompts.keys() == {f"agents/planner_{name}.compact" for name in names}
+    chooses = {f"agents/planner_{name}.compact" for name in names | {"choose", "plan_pairs"}}
+    assert Planner(model, best_of=2, style="compact").prompts.keys() == chooses

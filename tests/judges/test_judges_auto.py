@@ -48,6 +48,16 @@ def test_each_kind_builds_its_judge(scripted, kind, built: type) -> None:
             build_judge(JudgeSettings(kind=kind), None)
 
 
+@pytest.mark.parametrize("kind", ["llm", "peer", "auto", "trust"])
+def test_every_prompt_of_a_judge_comes_in_the_style_of_its_model(scripted, kind) -> None:
+    full = build_judge(JudgeSettings(kind=kind), scripted({}))
+    compact = build_judge(JudgeSettings(kind=kind), scripted({}), style="compact")
+    assert full is not None
+    assert compact is not None
+    assert compact.prompts.keys() == {f"{name}.compact" for name in full.prompts}
+    assert not any(name.endswith(".compact") for name in full.prompts)
+
+
 def test_none_builds_none(scripted) -> None:
     assert build_judge(JudgeSettings(kind="none"), scripted({})) is None
 

@@ -224,3 +224,25 @@ def test_a_long_reason_is_cut() -> None:
     review = read_review("Score: 5\nReason: " + "word " * 80)
     assert review is not None
     assert review[1] == "word " * 49 + "word … [30 words cut]"
+
+
+async def test_in_the_compact_style_everybody_speaks_the_small_language(scripted, attempt, task) -> None:
+    replies = {**GOOD, "review_validity": ["what?", *GOOD["review_validity"]], "chair": ["hm", *GOOD["chair"]]}
+    model = scripted(replies)
+    judge = PeerJudge(model, style="compact")
+    assert (await judge.judge(task(), attempt("Huygens", FOUND), Ledger("q"))).correct
+    asked = {request.purpose: request.messages[0].content for request in model.requests}
+    question = "<question>\nWho discovered Titan?\n</question>"
+    assert asked["review_validity"] == f"review validity\n{question}\n<answer>\nHuygens\n</answer>"
+    for name in ("reasoning", "sourcing"):
+        told = asked[f"review_{name}"]
+        assert told.startswith(f"review {name}\n{question}\n<trajectory>\n")
+        assert told.endswith("\n</trajectory>")
+        assert FOUND[0] in told
+    assert asked["chair"].startswith(f"chair\n{question}\n<trajectory>\n")
+    _, _, reviews = asked["chair"].partition("\n</trajectory>\n")
+    assert reviews.startswith("<review>\nreasoning (importance 0.5): score 8 of 10.")
+    assert reviews.endswith("</review>")
+    reminders = [request.messages[-1].content for request in model.requests if len(request.messages) > 1]
+    assert reminders == ["again", "again"]
+    assert judge.prompts.keys() == {f"{name}.compact" for name in PeerJudge(model).prompts}

@@ -102,3 +102,19 @@ async def test_no_answer_is_not_attempted(scripted, attempt, task) -> None:
 )
 def test_a_reply_that_tells_no_support(reply: str) -> None:
     assert read_support(reply) is None
+
+
+async def test_in_the_compact_style_it_speaks_the_small_language(scripted, attempt, task) -> None:
+    model = scripted({"support": ["what?", STRONG]})
+    judge = TrustJudge(ReferenceJudge(), model, style="compact")
+    quote = Citation(passage_id="titan#0", quote="seen first by Christiaan Huygens", step=0, origin="model")
+    verdict = await judge.judge(task("Huygens"), attempt("Huygens", FOUND, [quote]), Ledger("q"))
+    assert verdict.support is not None
+    asked, again = (request.messages[-1].content for request in model.requests)
+    assert asked.startswith(
+        "trust\n<question>\nWho discovered Titan?\n</question>\n<answer>\nHuygens\n</answer>\n<evidence>\n"
+        "- [titan#0] seen first by Christiaan Huygens\n</evidence>\n<trajectory>\n"
+    )
+    assert asked.endswith(f"{FOUND[0]}\n</trajectory>")
+    assert again == "again"
+    assert judge.prompts.keys() == {"judges/trust.compact", "judges/trust_reminder.compact"}

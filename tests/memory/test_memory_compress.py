@@ -230,6 +230,23 @@ async def test_categories_are_off_unless_asked_for(ledger: Ledger) -> None:
     assert model.requests == []
 
 
+async def test_in_the_compact_style_it_speaks_the_small_language(ledger: Ledger) -> None:
+    model = ScriptedModel({"manager/compress": ["no steps", GOOD], "manager/categorise": ['{"category": "human"}']})
+    compressor = Compressor(model, categories=True, style="compact")
+    assert (await compressor.compress(episode(), ledger)).workflow == GOOD
+    asked, again = (request.messages[-1].content for request in model.requests)
+    assert asked.startswith(f"workflow\n<question>\n{TITAN.text}\n</question>\n\n<trajectory>\n")
+    assert asked.endswith("\n</trajectory>")
+    assert "largest moon of Saturn" in asked
+    assert again == "again"
+    assert await compressor.categorise(TITAN, ledger) == Category("human")
+    assert compressor.prompts.keys() == {
+        "memory/compress.compact",
+        "memory/compress_again.compact",
+        "memory/categorise",
+    }
+
+
 def test_the_prompts_in_use_are_named() -> None:
     assert Compressor().prompts == {}
     model = ScriptedModel({})
