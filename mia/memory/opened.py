@@ -26,7 +26,7 @@ from mia.models.ledger import Ledger
 from mia.scope import check_scope
 from mia.store import open_store
 from mia.store.base import MemoryStore
-from mia.types import Episode, Memory, MemoryKind, Outcome, Question, Recall, Verdict
+from mia.types import Episode, Memory, MemoryKind, Outcome, Question, Recall, Role, Verdict
 
 T = TypeVar("T")
 
@@ -135,7 +135,8 @@ def open_memory(
     store = open_store(config.store_path, redact=settings.redact)
     try:
         embedder = embedder or memory_embedder(config, store.space())
-        return OpenMemory(MemoryManager(store, embedder, settings, model))
+        style = config.models.of(Role.MANAGER).prompts
+        return OpenMemory(MemoryManager(store, embedder, settings, model, style=style))
     except BaseException:
         store.close()
         raise

@@ -86,8 +86,10 @@ def manager(config: Config, store: SqliteStore, model: ChatModel | None = None) 
     """With the embedder that the store was made with. Raises ConfigError, MissingExtra."""
     from mia.embeddings import memory_embedder
     from mia.memory.manager import MemoryManager
+    from mia.types import Role
 
-    return MemoryManager(store, memory_embedder(config, store.space()), config.memory, model)
+    style = config.models.of(Role.MANAGER).prompts
+    return MemoryManager(store, memory_embedder(config, store.space()), config.memory, model, style=style)
 
 
 def caretaker(config: Config, store: SqliteStore) -> MemoryManager:
