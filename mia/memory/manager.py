@@ -28,6 +28,7 @@ from mia.memory.recalling import Found, Recaller
 from mia.memory.retrying import Retried, Retrier, delay, due
 from mia.models.base import ChatModel
 from mia.models.ledger import Ledger
+from mia.prompt import PromptStyle
 from mia.redaction import Redactor
 from mia.scope import lineage
 from mia.store.base import MemoryStore, Task, Waiting, Writing, storable
@@ -48,12 +49,18 @@ class MemoryManager:
     """The memory strategy of MIA. Without a model, workflows are written by rules and categories stay "others"."""
 
     def __init__(
-        self, store: MemoryStore, embedder: Embedder, settings: MemorySettings, model: ChatModel | None = None
+        self,
+        store: MemoryStore,
+        embedder: Embedder,
+        settings: MemorySettings,
+        model: ChatModel | None = None,
+        *,
+        style: PromptStyle = "full",
     ) -> None:
         self._store = store
         self._settings = settings
         self._redactor = Redactor(settings.redact)
-        self._compressor = Compressor(model, categories=settings.categories)
+        self._compressor = Compressor(model, categories=settings.categories, style=style)
         self._vectorizer = Vectorizer(store, embedder)
         self._lessons = Lessons(self._compressor, settings)
         self._recaller = Recaller(store, settings)
@@ -234,7 +241,7 @@ class MemoryManager:
         # As it would be stored: a blacked out key makes two questions no less alike.
         text, caption = self._redactor(storable(question.text)), self._redactor(storable(question.caption))
         vectors = self._vectorizer.vectors(text, caption)
-        return self._recaller.recall(vectors, kind=kind, skip=skip, category=category)
+        return self._recaller.recall(vectors, question=text, kind=kind, skip=skip, category=category)
 
     async def _remember(self, groups: Sequence[Sequence[Episode]], ledger: Ledger, *, origin: Origin) -> int:
         """How many memories are held for the groups."""

@@ -2,6 +2,10 @@
 
     banks of the scope and the levels above it → pool (the nearest and the best-valued) → score → selection → texts
 
+With `memory.coverage_weight`, the texts of the best-scored 50 of each judgement are read before the selection too
+(`coverage.py`). With 10,000 memories of 660 characters, a recall takes 6 ms instead of 1.4, and 13 instead of 2 where
+others use the machine. Without the weight nothing is read but what is shown.
+
 Everything that a recall can say of itself later is written into the `Recall` here: parts, ranks, weights, floor, and
 who was passed over and why.
 """
@@ -22,10 +26,13 @@ from mia.errors import StoreError
 from mia.memory import present, score
 from mia.memory.bank import Bank, Pool, Shelf
 from mia.memory.compress import OTHERS
+from mia.memory.coverage import READ, Coverage
 from mia.scope import lineage
-from mia.store.base import MemoryStore, MemoryVectors
+from mia.store.base import EMBEDDED_CHARACTERS, MemoryStore, MemoryVectors
 from mia.types import Memory, MemoryKind, MemoryState, Recall, RecalledMemory
 
+COVERAGE = "coverage"
+"""The part of a score that the words of a question give, beside those of the form."""
 PLAN_PAIRS = 2
 """Plan pairs that a recall shows at most."""
 NEAREST = 200
@@ -62,6 +69,9 @@ class Recaller:
     def __init__(self, store: MemoryStore, settings: MemorySettings) -> None:
         self._store = store
         self._settings = settings
+        # The paper knows no coverage.
+        self._coverage_weight = settings.coverage_weight if settings.score == "mia" else 0.0
+        score.check_weight("coverage", self._coverage_weight, default=0.0)
         self._banks = [Bank(scope) for scope in lineage(settings.scope)]
         self._form: score.Form = (
             score.Paper()
@@ -84,17 +94,24 @@ class Recaller:
         self,
         vectors: MemoryVectors,
         *,
+        question: str = "",
         kind: MemoryKind = MemoryKind.WORKFLOW,
         skip: Collection[str] = frozenset(),
         category: str = OTHERS,
     ) -> Recall:
-        """Raises StoreError."""
+        """`question`: the text behind the vectors, whose words are to be covered; without it, none are. Raises
+        StoreError."""
         pairs = kind is MemoryKind.PLAN_PAIR
         # The floor of workflows holds for pairs too; the paper knows none.
         form = score.Pairs(floor=self._form.floor) if pairs else self._form
+        # Plan pairs hold no steps that could serve a part of the question.
+        covering = question if self._coverage_weight and not pairs else ""
+        weights = {name: weight for name, weight in form.weights.items() if weight}
+        if covering:
+            weights[COVERAGE] = self._coverage_weight
         skipped = frozenset(self._store.numbers(skip).values()) if skip else frozenset()
         for _ in range(_TRIES):
-            considered, chosen = self._choose(vectors, form, pairs, skipped, category)
+            considered, chosen = self._choose(vectors, form, pairs, skipped, category, covering)
             shown = [one for one in chosen if not one.ranked.passed_over]
             texts = self._store.numbered([one.sequence for one in shown])
             names = self._store.named([one.sequence for one in chosen])
@@ -117,7 +134,7 @@ class Recaller:
             passed_over=tuple(one for one in recalled if one.passed_over),
             considered=considered,
             form=form.name,
-            weights={name: weight for name, weight in form.weights.items() if weight},
+            weights=weights,
             floor=form.floor,
             wanted=self.wanted(kind),
         )
@@ -162,9 +179,16 @@ class Recaller:
             )
 
     def _choose(
-        self, vectors: MemoryVectors, form: score.Form, pairs: bool, skipped: frozenset[int], category: str
+        self,
+        vectors: MemoryVectors,
+        form: score.Form,
+        pairs: bool,
+        skipped: frozenset[int],
+        category: str,
+        covering: str,
     ) -> tuple[int, Sequence[_Chosen]]:
-        """How many were considered, and those shown and passed over."""
+        """How many were considered, and those shown and passed over. `covering`: the question whose words are to be
+        covered, or empty."""
         settings, now = self._settings, time.time()
         query = vectors.question if vectors.caption is None else score.joined(vectors.question, vectors.caption)
         with ExitStack() as held:
@@ -198,6 +222,7 @@ class Recaller:
                 )
                 return float(left @ right) / (1.0 if vectors.caption is None else score.QUESTION_SHARE)
 
+            coverage = self._coverage(covering, candidates, scores, form, skipped) if covering else None
             ranked = score.select(
                 candidates,
                 scores,
@@ -208,6 +233,7 @@ class Recaller:
                 skip=skipped,
                 diversity=settings.diversity if form.name == score.Mia.name else None,
                 alike=alike,
+                coverage=coverage,
             )
         chosen = [
             _Chosen(
@@ -215,12 +241,30 @@ class Recaller:
                 created_at=float(candidates.created_at[one.index]),
                 correct=bool(candidates.correct[one.index]),
                 ranked=one,
-                total=float(scores.total[one.index]),
-                parts={name: float(values[one.index]) for name, values in scores.parts.items()},
+                total=float(scores.total[one.index]) + (coverage.weight * one.coverage if coverage else 0.0),
+                parts={name: float(values[one.index]) for name, values in scores.parts.items()}
+                | ({COVERAGE: one.coverage} if coverage else {}),
             )
             for one in ranked
         ]
         return sum(pool.considered for pool in pools), chosen
+
+    def _coverage(
+        self,
+        question: str,
+        candidates: score.Candidates,
+        scores: score.Scores,
+        form: score.Form,
+        skipped: frozenset[int],
+    ) -> Coverage:
+        """Which words of the question the best-scored have, in their questions and workflows."""
+        places = score.worth_reading(candidates, scores, floor=form.floor, skip=skipped, most=READ)
+        place_of = dict(zip(candidates.sequence[places].tolist(), places.tolist(), strict=True))
+        # One that was purged meanwhile covers nothing; were it shown, the texts would be missed and all chosen again.
+        found = self._store.numbered(place_of)
+        texts = {place_of[sequence]: f"{one.question}\n{one.workflow}" for sequence, one in found.items()}
+        # Of a long request, what its vector stands for.
+        return Coverage.of(question[:EMBEDDED_CHARACTERS], texts, weight=self._coverage_weight)
 
 
 def _is_there(one: _Chosen, texts: dict[int, Memory]) -> bool:

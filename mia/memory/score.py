@@ -16,7 +16,8 @@ never by less than a spread that means something (`LEAST_SPREAD`).
 What always holds: candidates are made safe when they are gathered (`Candidates`), so that no score is NaN; the order in
 which they are handed in changes nothing, to the last bit; equal scores are told apart by age (newer first), then by
 sequence number (higher first), so the same bank always gives the same recall. A score is the sum of its parts times
-`Form.weights`, by the same names.
+`Form.weights`, by the same names; with a `Coverage`, its weight times what the candidate covered when it was called up
+(`Ranked.coverage`) is added.
 
 A score knows no store and no ids: candidates are told apart by their place and by the store's sequence number.
 """
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 
 from mia.embeddings.base import Vectors
 from mia.errors import ConfigError
+from mia.memory.coverage import Coverage
 
 QUESTION_SHARE = 0.8
 """Of the similarity, where there is a caption too."""
@@ -137,6 +139,8 @@ class Ranked:
     """Why it is not shown; empty if it is."""
     like: int | None = None
     """With `TOO_LIKE`: the index of the shown candidate that it is too like."""
+    coverage: float = 0.0
+    """The share of the question's words that it added to those of its judgement shown before it, or would have."""
 
 
 # ── vectors ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -221,6 +225,17 @@ def z_score(values: Numbers, measured: Flags, least_spread: float) -> Numbers:
     return deviating
 
 
+def check_weight(part: str, weight: float, *, default: float) -> None:
+    """Raises ConfigError for the setting of a weight that is negative, not finite or above a million."""
+    # NaN is not within any bounds.
+    if not 0 <= weight <= _HEAVIEST:
+        raise ConfigError(
+            f"memory.{part}_weight is {weight}.",
+            wanted="a number from 0 to a million",
+            hint=f"MIA_MEMORY__{part.upper()}_WEIGHT={default}",
+        )
+
+
 # ── forms ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -292,13 +307,7 @@ class Mia:
 
     def __post_init__(self) -> None:
         for part in LEAST_SPREAD:
-            # NaN is not within any bounds.
-            if not 0 <= getattr(self, part) <= _HEAVIEST:
-                raise ConfigError(
-                    f"memory.{part}_weight is {getattr(self, part)}.",
-                    wanted="a number from 0 to a million",
-                    hint=f"MIA_MEMORY__{part.upper()}_WEIGHT={getattr(Mia, part)}",
-                )
+            check_weight(part, getattr(self, part), default=getattr(Mia, part))
         if not 0 < self.half_life < numpy.inf:
             raise ConfigError(
                 f"memory.recency_half_life is {self.half_life}.",
@@ -369,6 +378,7 @@ def select(
     skip: Collection[int] = frozenset(),
     diversity: float | None = None,
     alike: Callable[[int, int], float] | None = None,
+    coverage: Coverage | None = None,
 ) -> tuple[Ranked, ...]:
     """Of each judgement the best `k` that may be shown, and the best few that were passed over, each with its reason.
 
@@ -380,6 +390,10 @@ def select(
     whose question is more similar than `diversity` (None or 1: no matter) to one of its judgement already shown.
     `alike` gives the similarity of two candidates' questions by their indexes; it is asked only for one that would be
     shown otherwise and those shown before it. Raises ValueError for a diversity without `alike`.
+
+    With a `coverage`, the candidates of a judgement are called up one by one: next is the one of the highest score plus
+    weight times the share of the question's words that it has and that none of its judgement shown so far has. Who is
+    passed over covers nothing for others. By this sum ranks still descend, among those that reach the floor.
     """
     if diversity is not None and diversity >= 1:
         diversity = None
@@ -388,7 +402,7 @@ def select(
     skip = frozenset(skip)
     reaching = _reaching(candidates, floor)
     positive, negative = (
-        _Lineup(candidates, scores, own, reaching, skip, diversity, alike)
+        _Lineup(candidates, scores, own, reaching, skip, diversity, alike, coverage)
         for own in (candidates.correct, ~candidates.correct)
     )
     positive.show(k_positive)
@@ -413,17 +427,21 @@ class _Lineup:
         skip: frozenset[int],
         diversity: float | None,
         alike: Callable[[int, int], float] | None,
+        coverage: Coverage | None,
     ) -> None:
-        keys = (scores.total, candidates.created_at, candidates.sequence)
-        self._sequence = candidates.sequence
-        self._above = _in_order(keys, numpy.flatnonzero(own & reaching))
-        self._below = _in_order(keys, numpy.flatnonzero(own & ~reaching))
+        self._candidates = candidates
+        self._total = scores.total
         self._skip = skip
         self._diversity = diversity
         self._alike = alike
-        self._called = 0
+        self._coverage = coverage
+        self._called: list[int] = []
         self.shown: list[Ranked] = []
         self._passed_over: list[Ranked] = []
+        self._gains = numpy.zeros(0)
+        self._reaching = numpy.flatnonzero(own & reaching)
+        self._above = self._line_up()
+        self._below = _in_order(self._keys(self._total), numpy.flatnonzero(own & ~reaching))
 
     def show(self, k: int) -> None:
         """Call up more until `k` are shown, or none is left that may be."""
@@ -431,26 +449,42 @@ class _Lineup:
             index = next(self._above, None)
             if index is None:
                 return
-            if self._sequence[index] in self._skip:
+            if self._candidates.sequence[index] in self._skip:
                 self._pass_over(index, SKIPPED)
             elif (like := self._too_like(index)) is not None:
                 self._pass_over(index, TOO_LIKE, like)
             else:
-                self._called += 1
-                self.shown.append(Ranked(index, self._called))
+                self.shown.append(self._call(index))
+                if self._coverage is not None:
+                    self._above = self._line_up()
 
     def ranked(self) -> list[Ranked]:
         """Those shown and the best `LISTED` passed over, in the order of their ranks. Ends the calling up."""
         while len(self._passed_over) < LISTED and (index := next(self._above, None)) is not None:
-            late = f"rank {self._called + 1} of {len(self.shown)} shown"
-            self._pass_over(index, SKIPPED if self._sequence[index] in self._skip else late)
+            late = f"rank {len(self._called) + 1} of {len(self.shown)} shown"
+            self._pass_over(index, SKIPPED if self._candidates.sequence[index] in self._skip else late)
         while len(self._passed_over) < LISTED and (index := next(self._below, None)) is not None:
             self._pass_over(index, BELOW_FLOOR)
         return sorted(self.shown + self._passed_over[:LISTED], key=lambda ranked: ranked.rank)
 
+    def _line_up(self) -> Iterator[int]:
+        """Those that reach the floor and were not called up yet, best first, beside those that are shown now."""
+        if self._coverage is None:
+            return _in_order(self._keys(self._total), self._reaching)
+        self._gains = self._coverage.gains([one.index for one in self.shown], len(self._candidates))
+        waiting = self._reaching[~numpy.isin(self._reaching, self._called)]
+        return _in_order(self._keys(self._total + self._coverage.weight * self._gains), waiting)
+
+    def _keys(self, worth: Numbers) -> Keys:
+        return worth, self._candidates.created_at, self._candidates.sequence
+
+    def _call(self, index: int, reason: str = "", like: int | None = None) -> Ranked:
+        self._called.append(index)
+        gain = float(self._gains[index]) if self._coverage is not None else 0.0
+        return Ranked(index, len(self._called), reason, like, gain)
+
     def _pass_over(self, index: int, reason: str, like: int | None = None) -> None:
-        self._called += 1
-        self._passed_over.append(Ranked(index, self._called, reason, like))
+        self._passed_over.append(self._call(index, reason, like))
 
     def _too_like(self, index: int) -> int | None:
         """The best-ranked of those shown whose question is nearly the same."""
@@ -460,6 +494,16 @@ class _Lineup:
             if self._alike(index, shown.index) > self._diversity:
                 return shown.index
         return None
+
+
+def worth_reading(
+    candidates: Candidates, scores: Scores, *, floor: float | None, skip: Collection[int], most: int
+) -> Places:
+    """Of each judgement the best-scored candidates that may be shown, at most so many; their places, ascending."""
+    may = _reaching(candidates, floor) & ~numpy.isin(candidates.sequence, list(skip))
+    keys = scores.total, candidates.created_at, candidates.sequence
+    own = (numpy.flatnonzero(may & judgement) for judgement in (candidates.correct, ~candidates.correct))
+    return numpy.sort(numpy.concatenate([_best(keys, places, most) for places in own]))
 
 
 Keys = tuple[Numbers, Numbers, Counts]

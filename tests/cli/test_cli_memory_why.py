@@ -111,6 +111,19 @@ def test_of_the_paper_and_of_plan_pairs_and_of_a_recall_without_weights(program:
     assert "as they were stored" in plain
 
 
+def test_the_coverage_of_a_recall_is_a_part_of_the_score_and_explained(program: Program) -> None:
+    one = recalled(1)
+    covering = one.evolve(parts=one.parts | {"coverage": 0.4}, score=one.score + 2 * 0.4)
+    save(MIA.evolve(shown=(covering,), passed_over=(), weights=MIA.weights | {"coverage": 2.0}))
+    printed = program("memory", "why").stdout
+    assert re.search(r"^1 correct +1\.65 +\+0\.70 +\+0\.15 +\+0\.80 ", printed, re.MULTILINE)
+    assert re.search(r"^ +0\.70 +0\.67 +0\.40 +mem-", printed, re.MULTILINE)
+    assert (
+        "score = 0.7 × similarity + 0.3 × value, in deviations from the mean of those that reach the floor, "
+        "+ 2 × coverage, the share of the question's words that it adds" in " ".join(printed.split())
+    )
+
+
 def test_of_one_memory_or_the_honest_word_that_it_was_not_listed(program: Program) -> None:
     save(MIA)
     printed = program("memory", "why", "last", "--memory", "mem-00000000000000000003").stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 from mia.embeddings.base import unit_rows
 from mia.errors import ConfigError
 from mia.memory import score
+from mia.memory.coverage import Coverage
 from mia.memory.score import Candidates, Form, Mia, Pairs, Paper, Ranked, Scores
 
 NOW = 1_700_000_000.0
@@ -436,7 +439,11 @@ class Wish:
         return 0.9 if (candidates.sequence[one] - candidates.sequence[other]) % self.classes == 0 else 0.2
 
     def select(
-        self, candidates: Candidates, scores: Scores, asked: list[tuple[int, int]] | None = None
+        self,
+        candidates: Candidates,
+        scores: Scores,
+        asked: list[tuple[int, int]] | None = None,
+        coverage: Coverage | None = None,
     ) -> tuple[Ranked, ...]:
         def alike(one: int, other: int) -> float:
             if asked is not None:
@@ -453,6 +460,7 @@ class Wish:
             skip=self.skip,
             diversity=self.diversity,
             alike=alike,
+            coverage=coverage,
         )
 
 
@@ -681,3 +689,288 @@ def test_plan_pairs_are_ranked_by_similarity_alone() -> None:
     scores = Pairs().scores(candidates, now=NOW)
     assert scores.total.tolist() == [0.5, 0.9, 0.7]
     assert shown(score.select(candidates, scores, k_positive=2, k_negative=0)) == [1, 2]
+
+
+# ── coverage of the question's words ──────────────────────────────────────────────────────────────────────────────
+
+
+@st.composite
+def coverages(draw: st.DrawFn, candidates: Candidates, weight: float | None = None) -> Coverage:
+    """Some of the candidates were read, and have words of a question of up to five."""
+    size, count = len(candidates), draw(st.integers(0, 5))
+    read = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    places = [place for place in range(size) if read[place]]
+    # Sixteenths: their sums are exact.
+    shares = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
+    cells = draw(st.lists(st.booleans(), min_size=len(places) * count, max_size=len(places) * count))
+    return Coverage(
+        draw(st.sampled_from([0.25, 1.0, 4.0])) if weight is None else weight,
+        numpy.array(places, numpy.intp),
+        numpy.array(shares, float) / 16,
+        numpy.array(cells, bool).reshape(len(places), count),
+    )
+
+
+def covered(coverage: Coverage, chosen: list[int]) -> float:
+    """What the chosen have together."""
+    return float(coverage.shares[coverage.has[numpy.isin(coverage.places, chosen)].any(axis=0)].sum())
+
+
+def greedily(
+    candidates: Candidates, total: list[float], coverage: Coverage, wish: Wish, *, correct: bool, k: int
+) -> list[Ranked]:
+    """All of one judgement that reach the floor, one after the other, in the plainest words."""
+    floor = -2.0 if wish.floor is None else wish.floor
+    limit = 2.0 if wish.diversity in (None, 1.0) else wish.diversity
+    waiting = [at for at in range(len(candidates)) if candidates.correct[at] == correct]
+    waiting = [at for at in waiting if candidates.similarity[at] >= floor]
+    places: list[Ranked] = []
+    taken: list[int] = []
+    while waiting:
+        gains = coverage.gains(taken, len(candidates)).tolist()
+        index = max(
+            waiting,
+            key=lambda at: (
+                total[at] + coverage.weight * gains[at],
+                candidates.created_at[at],
+                candidates.sequence[at],
+            ),
+        )
+        waiting.remove(index)
+        rank = len(places) + 1
+        like = next((one for one in taken if wish.alike(candidates, index, one) > limit), None)
+        if int(candidates.sequence[index]) in wish.skip:
+            places.append(Ranked(index, rank, "skipped", None, gains[index]))
+        elif len(taken) == k:
+            places.append(Ranked(index, rank, f"rank {rank} of {k} shown", None, gains[index]))
+        elif like is not None:
+            places.append(Ranked(index, rank, "too like", like, gains[index]))
+        else:
+            taken.append(index)
+            places.append(Ranked(index, rank, "", None, gains[index]))
+    return places
+
+
+@given(pools(), forms, wishes, st.data())
+def test_with_coverage_each_pick_is_worth_most_beside_those_picked_before(
+    candidates: Candidates, form: Form, wish: Wish, data: st.DataObject
+) -> None:
+    wish = replace(wish, balance="fixed")
+    coverage = data.draw(coverages(candidates))
+    scores = form.scores(candidates, now=NOW)
+    found = wish.select(candidates, scores, coverage=coverage)
+    for correct, k in ((True, wish.k_positive), (False, wish.k_negative)):
+        places = greedily(candidates, scores.total.tolist(), coverage, wish, correct=correct, k=k)
+        listed = [place for place in places if place.passed_over][:5]
+        expected = [place for place in places if not place.passed_over or place in listed]
+        own = [one for one in found if candidates.correct[one.index] == correct]
+        assert [one for one in own if one.passed_over != score.BELOW_FLOOR] == expected
+        # The score with what it covers descends.
+        worth = [scores.total[one.index] + coverage.weight * one.coverage for one in expected]
+        assert worth == sorted(worth, reverse=True)
+
+
+@given(pools(), forms, wishes, st.data())
+def test_coverage_of_no_weight_selects_as_if_there_were_none(
+    candidates: Candidates, form: Form, wish: Wish, data: st.DataObject
+) -> None:
+    coverage = data.draw(coverages(candidates, weight=0.0))
+    scores = form.scores(candidates, now=NOW)
+    found = wish.select(candidates, scores, coverage=coverage)
+    assert tuple(replace(one, coverage=0.0) for one in found) == wish.select(candidates, scores)
+
+
+@given(pools(), forms, wishes, st.data())
+def test_with_coverage_too_floor_skip_room_and_diversity_are_honoured(
+    candidates: Candidates, form: Form, wish: Wish, data: st.DataObject
+) -> None:
+    coverage = data.draw(coverages(candidates))
+    taken = shown(wish.select(candidates, form.scores(candidates, now=NOW), coverage=coverage))
+    assert all(wish.floor is None or candidates.similarity[index] >= wish.floor for index in taken)
+    assert not wish.skip & set(candidates.sequence[taken].tolist())
+    # As many as without: words decide who is shown, not how many. (Diversity may let pass more of one lot.)
+    if wish.diversity in (None, 1.0):
+        assert len(taken) == len(shown(wish.select(candidates, form.scores(candidates, now=NOW))))
+    else:
+        for one, other in itertools.permutations(taken, 2):
+            if candidates.correct[one] == candidates.correct[other]:
+                assert wish.alike(candidates, one, other) <= wish.diversity
+
+
+@given(pools(), forms, wishes, st.data())
+def test_with_coverage_the_order_of_the_candidates_changes_nothing(
+    candidates: Candidates, form: Form, wish: Wish, data: st.DataObject
+) -> None:
+    coverage = data.draw(coverages(candidates))
+    order = data.draw(st.permutations(range(len(candidates))))
+    row_of = {place: row for row, place in enumerate(coverage.places.tolist())}
+    moved = [at for at, place in enumerate(order) if place in row_of]
+    rows = [row_of[order[at]] for at in moved]
+    again = replace(coverage, places=numpy.array(moved, numpy.intp), has=coverage.has[rows])
+
+    def told(one: Candidates, coverage: Coverage) -> list[tuple[object, ...]]:
+        """The selection by numbers instead of places."""
+        return [
+            (
+                int(one.sequence[place.index]),
+                place.rank,
+                place.passed_over,
+                None if place.like is None else int(one.sequence[place.like]),
+                place.coverage,
+            )
+            for place in wish.select(one, form.scores(one, now=NOW), coverage=coverage)
+        ]
+
+    assert told(reordered(candidates, order), again) == told(candidates, coverage)
+
+
+@given(pools(), forms, wishes, st.data())
+def test_neither_judgement_covers_for_the_other(
+    candidates: Candidates, form: Form, wish: Wish, data: st.DataObject
+) -> None:
+    coverage = data.draw(coverages(candidates))
+    wish = replace(wish, balance="fixed")
+    scores = form.scores(candidates, now=NOW)
+    found = wish.select(candidates, scores, coverage=coverage)
+    for correct, alone in ((True, replace(wish, k_negative=0)), (False, replace(wish, k_positive=0))):
+        own = [one for one in found if candidates.correct[one.index] == correct]
+        others = alone.select(candidates, scores, coverage=coverage)
+        assert own == [one for one in others if candidates.correct[one.index] == correct]
+
+
+picks = st.integers(1, 4)
+
+
+def positives_of(candidates: Candidates) -> Candidates:
+    return replace(candidates, correct=numpy.ones(len(candidates), bool))
+
+
+@given(pools(), forms, st.data())
+def test_the_first_pick_never_covers_less_than_the_best_scored(
+    candidates: Candidates, form: Form, data: st.DataObject
+) -> None:
+    candidates = positives_of(candidates)
+    coverage = data.draw(coverages(candidates))
+    scores = form.scores(candidates, now=NOW)
+    plain = shown(score.select(candidates, scores, k_positive=1, k_negative=0))
+    greedy = shown(score.select(candidates, scores, k_positive=1, k_negative=0, coverage=coverage))
+    assert covered(coverage, greedy) >= covered(coverage, plain) - 1e-9
+
+
+@given(pools(), forms, picks, st.data())
+def test_where_each_serves_one_part_no_number_of_picks_covers_less_than_the_best_scored(
+    candidates: Candidates, form: Form, k: int, data: st.DataObject
+) -> None:
+    candidates = positives_of(candidates)
+    parts = numpy.array([0b1, 0b110, 0b11000])[:, None] >> numpy.arange(5) & 1 == 1
+    serves = data.draw(st.lists(st.integers(0, 2), min_size=len(candidates), max_size=len(candidates)))
+    shares = numpy.array(data.draw(st.lists(st.integers(1, 3), min_size=5, max_size=5))) / 16
+    weight = data.draw(st.sampled_from([0.25, 1.0, 4.0]))
+    coverage = Coverage(weight, numpy.arange(len(candidates)), shares, parts[numpy.array(serves, int)])
+    scores = form.scores(candidates, now=NOW)
+    plain = shown(score.select(candidates, scores, k_positive=k, k_negative=0))
+    greedy = shown(score.select(candidates, scores, k_positive=k, k_negative=0, coverage=coverage))
+    assert covered(coverage, greedy) >= covered(coverage, plain) - 1e-9
+
+
+@given(pools(most=7), picks, st.data())
+def test_among_equal_scores_picks_cover_nearly_what_any_as_many_could(
+    candidates: Candidates, k: int, data: st.DataObject
+) -> None:
+    candidates = positives_of(replace(candidates, similarity=0 * candidates.similarity))
+    coverage = data.draw(coverages(candidates))
+    scores = Pairs().scores(candidates, now=NOW)
+    greedy = shown(score.select(candidates, scores, k_positive=k, k_negative=0, coverage=coverage))
+    sets = itertools.combinations(range(len(candidates)), min(k, len(candidates)))
+    best = max(covered(coverage, list(one)) for one in sets)
+    assert covered(coverage, greedy) >= (1 - 1 / math.e) * best - 1e-12
+
+
+def having(*rows: str, weight: float = 1.0) -> Coverage:
+    """Which words each candidate has, as letters; all worth the same."""
+    letters = sorted({letter for row in rows for letter in row})
+    has = numpy.array([[letter in row for letter in letters] for row in rows])
+    return Coverage(weight, numpy.arange(len(rows)), numpy.full(len(letters), 1 / len(letters)), has)
+
+
+def test_a_question_of_two_parts_finds_a_memory_for_each() -> None:
+    candidates = pool([0.9, 0.85, 0.8, 0.4])
+    scores = Pairs(0.5).scores(candidates, now=NOW)
+    plain = score.select(candidates, scores, k_positive=2, k_negative=0, floor=0.5)
+    assert shown(plain) == [0, 1]
+    coverage = having("ab", "ab", "cd", "cd")
+    assert score.select(candidates, scores, k_positive=2, k_negative=0, floor=0.5, coverage=coverage) == (
+        Ranked(0, 1, coverage=0.5),
+        Ranked(2, 2, coverage=0.5),
+        Ranked(1, 3, "rank 3 of 2 shown", coverage=0.0),
+        Ranked(3, 4, "below the similarity floor", coverage=0.0),
+    )
+
+
+def test_who_is_skipped_or_too_like_covers_nothing_for_others() -> None:
+    candidates = pool([0.9, 0.8, 0.7, 0.1])
+    scores = Pairs().scores(candidates, now=NOW)
+    coverage = having("ab", "ab", "c", "d")
+    places = score.select(candidates, scores, k_positive=2, k_negative=0, skip={1}, coverage=coverage)
+    assert places[:3] == (
+        Ranked(0, 1, "skipped", coverage=0.5),
+        Ranked(1, 2, coverage=0.5),
+        Ranked(2, 3, coverage=0.25),
+    )
+    like = score.select(
+        candidates,
+        scores,
+        k_positive=2,
+        k_negative=0,
+        diversity=0.98,
+        alike=lambda one, other: 0.99 if {one, other} == {0, 2} else 0.5,
+        coverage=having("ab", "", "c", "c"),
+    )
+    # Of the last two, who have the same word, the better one is too like and the other takes its place.
+    assert [(one.index, one.passed_over) for one in like] == [
+        (0, ""),
+        (2, "too like"),
+        (1, ""),
+        (3, "rank 4 of 2 shown"),
+    ]
+    assert like[3].coverage == pytest.approx(1 / 3)
+
+
+def test_picks_may_cover_less_than_the_best_scored_where_memories_overlap_in_part() -> None:
+    candidates = pool([0.5, 0.5, 0.49])
+    scores = Pairs().scores(candidates, now=NOW)
+    coverage = having("abc", "def", "abde")
+    plain = shown(score.select(candidates, scores, k_positive=2, k_negative=0))
+    greedy = shown(score.select(candidates, scores, k_positive=2, k_negative=0, coverage=coverage))
+    assert (sorted(plain), greedy[0]) == ([0, 1], 2)
+    assert (covered(coverage, plain), covered(coverage, greedy)) == pytest.approx((1, 5 / 6))
+
+
+def test_equals_in_score_and_coverage_are_told_apart_by_age_and_then_by_number() -> None:
+    candidates = pool([0.5] * 5, created_at=[2.0, 3.0, 3.0, 1.0, 9.0])
+    places = score.select(
+        candidates,
+        Pairs().scores(candidates, now=NOW),
+        k_positive=5,
+        k_negative=0,
+        coverage=having("ab", "ab", "ab", "ab", "a"),
+    )
+    # All words are covered by the first one; from then on the newest comes first.
+    assert shown(places) == [2, 4, 1, 0, 3]
+
+
+@given(pools(), forms, floors, st.frozensets(st.integers(1, 30), max_size=8), st.integers(1, 6))
+def test_worth_reading_are_the_best_scored_that_may_be_shown(
+    candidates: Candidates, form: Form, floor: float | None, skip: frozenset[int], most: int
+) -> None:
+    scores = form.scores(candidates, now=NOW)
+    read = score.worth_reading(candidates, scores, floor=floor, skip=skip, most=most).tolist()
+    first = score.select(candidates, scores, k_positive=most, k_negative=most, floor=floor, skip=skip)
+    assert read == sorted(shown(first))
+
+
+@pytest.mark.parametrize("weight", [-1.0, numpy.nan, numpy.inf, 1e7])
+def test_the_weight_of_a_part_is_checked(weight: float) -> None:
+    with pytest.raises(ConfigError, match=r"memory\.coverage_weight is") as caught:
+        score.check_weight("coverage", weight, default=0.0)
+    assert caught.value.hint == "MIA_MEMORY__COVERAGE_WEIGHT=0.0"

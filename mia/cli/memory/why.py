@@ -30,6 +30,10 @@ _SCALED = {
     "_min_max": "stretched from 0 (the least of all) to 1 (the most)",
 }
 """How a part was scaled before it was weighed, by the end of its name; the raw one stands under the name without it."""
+_BESIDE = {
+    "coverage": "coverage, the share of the question's words that it adds to those of its judgement shown before it",
+}
+"""What is added to the score of a form, and what it is."""
 _COLOURS = {"correct": "green", "incorrect": "red"}
 _QUESTION = 300
 """Characters of a question; on a terminal its width cuts earlier."""
@@ -224,9 +228,11 @@ def _legend(recall: Recall) -> Text:
     floor = "" if recall.floor is None else f" Below a similarity of {recall.floor:g} nothing is shown."
     if not recall.weights:
         return Text(f"The parts of each score as they were stored.{floor}", style="dim")
-    sum_of_parts = " + ".join(f"{weight:g} × {_plain(name)}" for name, weight in recall.weights.items())
-    scaled = {_how(name) for name in recall.weights} - {""}
+    formed = {name: weight for name, weight in recall.weights.items() if name not in _BESIDE}
+    sum_of_parts = " + ".join(f"{weight:g} × {_plain(name)}" for name, weight in formed.items())
+    scaled = {_how(name) for name in formed} - {""}
     how = f", {', '.join(sorted(scaled))}" if scaled else ""
+    how += "".join(f", + {recall.weights[name]:g} × {what}" for name, what in _BESIDE.items() if name in recall.weights)
     return Text(
         f"score = {sum_of_parts}{how}. In each column: what the part adds to the score, and below it what was measured."
         f"{floor}",
