@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +49,12 @@ def ask(
     """Answer one question, and learn from it.
 
     The answer alone goes to stdout; what happens on the way to stderr. `mia show last` opens all of it up again.
+
+    Without a model, the passages that the documents hold are shown instead, and the exit status is 1, as wherever there
+    is no answer. With nothing configured at all, the small embedded model answers in the offline world.
     """
+    from mia.cli.embedded import announce_embedded, embedded_default
+    from mia.cli.passages import EXIT_STATUS, show_passages, shows_passages
     from mia.evals.tasks import make_task
     from mia.types import Image
 
@@ -71,13 +78,26 @@ def ask(
     )
     images = tuple(Image.from_file(path) for path in image or ())
     task = make_task(question, id=id, images=images, references=reference or ())
+    typed = sys.argv[1:]
+    if shows_passages(config):
+        show_passages(task.question.text, config, typed, quiet=quiet, json=json)
+        raise typer.Exit(EXIT_STATUS)
+    embedded = embedded_default(config)
+    show_again = "mia show"
+    if embedded is not None:
+        config = embedded
+        asyncio.run(announce_embedded(config, typed))
+        # What it answers is kept in a home of its own.
+        show_again = shlex.join(("mia", "--home", str(config.home), "show"))
     lines = None if quiet else StageLines(stream=stream)
-    episode = asyncio.run(_ask(task, config, lines, stream=stream, json=json))
+    episode = asyncio.run(_ask(task, config, lines, stream=stream, json=json, show_again=show_again))
     if episode.answer is None:
         raise typer.Exit(1)
 
 
-async def _ask(task: Task, config: Config, lines: StageLines | None, *, stream: bool, json: bool) -> Episode:
+async def _ask(
+    task: Task, config: Config, lines: StageLines | None, *, stream: bool, json: bool, show_again: str
+) -> Episode:
     from mia.cli.index import announce_first_use
     from mia.episode import absorb, answer
     from mia.events import ignore
@@ -101,7 +121,7 @@ async def _ask(task: Task, config: Config, lines: StageLines | None, *, stream: 
             # Absorbed even where nobody reads it (a closed pipe, a full disk): it was paid for.
             memories = await absorb(episode, team, ledger)
         if lines is not None:
-            _show_end(episode, memories, ledger.total)
+            _show_end(episode, memories, ledger.total, show_again)
         team.check_replays([task.question.id])
     finally:
         await team.close()
@@ -121,8 +141,8 @@ def _show(episode: Episode, *, quiet: bool) -> None:
         output.note(f"source  [{citation.passage_id}] “{citation.quote}”")
 
 
-def _show_end(episode: Episode, memories: tuple[Memory, ...], spent: Usage) -> None:
-    """What was kept, and what all of it cost: the answer, and remembering it."""
+def _show_end(episode: Episode, memories: tuple[Memory, ...], spent: Usage, show_again: str) -> None:
+    """What was kept, what all of it cost (the answer, and remembering it), and the command that shows it again."""
     if memories:
         output.note(f"remember {memories[0].judgement} workflow {memories[0].id}")
     cost = f", ${spent.cost:.4f}" if spent.cost else ""
@@ -130,7 +150,7 @@ def _show_end(episode: Episode, memories: tuple[Memory, ...], spent: Usage) -> N
     of_which = f" ({remembering} for remembering)" if remembering else ""
     output.note(
         f"total   {spent.calls} model calls{of_which}, {spent.tokens} tokens{cost}, {episode.seconds:.1f} s"
-        f" · mia show {episode.id}"
+        f" · {show_again} {episode.id}"
     )
 
 

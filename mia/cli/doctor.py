@@ -5,33 +5,27 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from mia.cli import options, output
+from mia.cli.endpoints import LOCAL_ENDPOINTS, local_endpoints, models_at
 from mia.errors import MiaError, install_hint
 
 if TYPE_CHECKING:
     from mia.config import Config, ModelSettings
 
-LOCAL_ENDPOINTS = {
-    "Ollama": "http://localhost:11434/v1",
-    "vLLM": "http://localhost:8000/v1",
-    "llama.cpp": "http://localhost:8080/v1",
-    "LM Studio": "http://localhost:1234/v1",
-    "SGLang": "http://localhost:30000/v1",
-}
-"""Where these servers listen unless told otherwise."""
-
-PROBE_SECONDS = 2.0
 LITTLE_DISK = 1_000_000_000
 """Bytes of free disk under which we warn."""
+CONFIGURED_SECONDS = 8.0
+"""For a configured endpoint, which may be far away."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +102,8 @@ def _search(config: Config) -> Finding:
     settings = config.search
     if settings.engine == "corpus":
         return _index(config)
+    if settings.engine == "world":
+        return Finding("search", True, f"the offline world {settings.world}")
     if settings.engine == "serper":
         key = bool(os.environ.get("SERPER_API_KEY", "").strip())
         says = "SERPER_API_KEY is set" if key else "the engine 'serper' has no key"
@@ -147,19 +143,20 @@ def _index(config: Config) -> Finding:
 
 async def _endpoints(config: Config) -> list[Finding]:
     findings = await _models(config)
-    asked = await asyncio.gather(*(_models_at(url) for url in LOCAL_ENDPOINTS.values()))
-    for (name, url), models in zip(LOCAL_ENDPOINTS.items(), asked, strict=True):
-        if isinstance(models, list):
-            model = models[0] if models else "NAME"
-            says = f"{name} at {url} serves {', '.join(models[:5]) or 'no model yet'}"
-            findings.append(
-                Finding("endpoint", True, says, f'mia ask "…" --corpus ./docs --base-url {url} --model {model}')
-            )
+    for served in await local_endpoints():
+        says = f"{served.name} at {served.url} serves {', '.join(served.models[:5]) or 'no model yet'}"
+        model = shlex.quote(served.model) if served.model else "NAME"
+        findings.append(
+            Finding("endpoint", True, says, f'mia ask "…" --corpus ./docs --base-url {served.url} --model {model}')
+        )
     if not any(finding.ok for finding in findings):
-        served = ", ".join(LOCAL_ENDPOINTS)
+        served_by = ", ".join(LOCAL_ENDPOINTS)
         findings.append(
             Finding(
-                "endpoint", False, f"none of {served} answers on this machine", "start one, or export OPENAI_API_KEY=…"
+                "endpoint",
+                False,
+                f"none of {served_by} answers on this machine",
+                "start one, or export OPENAI_API_KEY=…",
             )
         )
     return findings
@@ -202,9 +199,24 @@ def _reached_alike(one: ModelSettings, other: ModelSettings) -> bool:
 async def _check_model(settings: ModelSettings, section: str) -> Finding:
     if settings.provider == "openai":
         return await _configured(settings, section)
+    if settings.provider == "local":
+        return _in_process(settings)
     if Path(settings.path).is_file():
         return Finding("model", True, f"replayed from '{settings.path}'")
     return Finding("model", False, f"there is no recording '{settings.path}'", f"set {section}.path")
+
+
+def _in_process(settings: ModelSettings) -> Finding:
+    """A model of this process; it is not loaded for a look."""
+    from mia.cli.embedded import missing_library
+
+    missing = missing_library()
+    if missing:
+        return Finding("model", False, f"a model in this process needs '{missing}'", install_hint("local"))
+    if not settings.path:
+        return Finding("model", True, "the embedded model, in this process")
+    where = "the folder" if Path(settings.path).is_dir() else "a hub's"
+    return Finding("model", True, f"{where} '{settings.path}', in this process")
 
 
 async def _configured(settings: ModelSettings, section: str) -> Finding:
@@ -219,7 +231,7 @@ async def _configured(settings: ModelSettings, section: str) -> Finding:
         return Finding(
             "model", False, "no endpoint is configured", "see the endpoints below, or export OPENAI_API_KEY=…"
         )
-    models = await _models_at(url or "https://api.openai.com/v1", key)
+    models = await models_at(url or "https://api.openai.com/v1", key, seconds=CONFIGURED_SECONDS)
     where = url or "OpenAI"
     set_model = "--model {}" if section == "models.default" else section + '.model = "{}"'
     if isinstance(models, str):
@@ -231,23 +243,3 @@ async def _configured(settings: ModelSettings, section: str) -> Finding:
     listed = not models or settings.model in models
     says = f"{where} answers and {'serves' if listed else 'does not list'} '{settings.model}'"
     return Finding("model", listed, says, "" if listed else set_model.format(models[0]))
-
-
-async def _models_at(url: str, key: str = "") -> list[str] | str:
-    """The models an endpoint lists, or in words why it gives none."""
-    import httpx2
-
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        async with httpx2.AsyncClient(timeout=PROBE_SECONDS, trust_env=False) as client:
-            reply = await client.get(f"{url.rstrip('/')}/models", headers=headers)
-        if reply.status_code != 200:
-            return f"it answers {reply.status_code}" + (
-                " (the key is missing or wrong)" if reply.status_code == 401 else ""
-            )
-        page: Any = reply.json()
-        return [str(entry["id"]) for entry in page["data"]]
-    except httpx2.HTTPError as error:
-        return f"it cannot be reached ({type(error).__name__})"
-    except (ValueError, KeyError, TypeError):
-        return "it answers, but not as an OpenAI-compatible endpoint"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mia.cli import options, output
+from mia.cli.endpoints import Advice, advise
+from mia.errors import ConfigError
 
 if TYPE_CHECKING:
     from mia.config import Config
@@ -54,7 +57,11 @@ def run(
 
     Every finished question is one line of episodes.jsonl in the run's folder. Ctrl-C finishes the questions under way
     and stops; a second one stops at once. Either way `--resume` goes on, and no question is lost or asked twice.
+
+    With nothing configured at all, the small embedded model answers in the offline world.
     """
+    from mia.cli.embedded import announce_embedded, embedded_default
+    from mia.cli.passages import shows_passages
     from mia.evals.tasks import read_tasks
 
     config = options.shared(context).config(
@@ -76,10 +83,25 @@ def run(
         | {"run.concurrency": concurrency, "budget.run.tokens": max_tokens, "budget.run.money": max_money}
     )
     tasks = read_tasks(questions)[:limit]
+    typed = sys.argv[1:]
+    if shows_passages(config):
+        raise _no_model(asyncio.run(advise(config, typed)))
+    embedded = embedded_default(config)
+    if embedded is not None:
+        config = embedded
+        asyncio.run(announce_embedded(config, typed))
     folder = out or Path("runs") / questions.name.removesuffix(".gz").removesuffix(".jsonl")
     progress = asyncio.run(_run(folder, tasks, config, resume=resume, json=json))
     if progress.stopped or progress.unanswered:
         raise typer.Exit(1)
+
+
+def _no_model(advice: Advice) -> ConfigError:
+    return ConfigError(
+        "no model is named, and a run keeps answers, not passages.",
+        wanted=f"a model: {advice.says} (without one, `mia ask` and `mia search` show what the documents hold)",
+        hint=advice.command,
+    )
 
 
 async def _run(folder: Path, tasks: list[Task], config: Config, *, resume: bool, json: bool) -> Progress:

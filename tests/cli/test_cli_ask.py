@@ -36,10 +36,6 @@ def test_json_is_the_episode_and_nothing_else(program: Program, endpoint: str) -
 
 
 def test_misuse_exits_with_2_and_says_what_to_type(program: Program, endpoint: str) -> None:
-    nameless = program(*QUESTION)
-    assert (nameless.code, nameless.stdout) == (2, "")
-    assert "Error: no model is named" in nameless.stderr
-    assert "Try:" in nameless.stderr
     for wrong in (["--id", "\udc80"], ["--id", "x" * 201], ["--image", "gone.png"], ["--judge", "nobody"]):
         ended = program(*QUESTION, "--base-url", endpoint, "--model", "slow", *wrong)
         assert (ended.code, ended.stdout) == (2, ""), wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import subprocess
@@ -157,3 +158,16 @@ async def test_an_endpoint_that_is_none_is_said_to_be_none(tmp_path: Path) -> No
     async with FakeEndpoint(sends("<html>hello</html>", content_type="text/html")) as endpoint:
         page = await asyncio.to_thread(doctor, tmp_path, "--json", MIA_MODELS__DEFAULT__BASE_URL=endpoint.base_url)
     assert "not as an OpenAI-compatible endpoint" in str(only("model", page)["says"])
+
+
+@pytest.mark.parametrize(("path", "says"), [("", "the embedded model"), (".", "the folder"), ("some/name", "a hub's")])
+def test_a_model_in_this_process_is_named_and_not_loaded(tmp_path: Path, path: str, says: str) -> None:
+    toml = f'[models.default]\nprovider = "local"\npath = "{path}"\n[search]\nengine = "world"\nworld = 7\n'
+    page = doctor(tmp_path, "--json", toml=toml)
+    finding = only("model", page)
+    if importlib.util.find_spec("torch") is None:
+        assert (finding["ok"], "[local]" in str(finding["hint"])) == (False, True)
+    else:
+        assert finding["ok"]
+        assert str(finding["says"]).startswith(says)
+    assert (only("search", page)["ok"], only("search", page)["says"]) == (True, "the offline world 7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,9 @@ def test_a_first_mistake_leaves_the_folder_free(program: Program, questions: Pat
     nameless = program("run", questions, "--corpus", DOCS)
     assert (nameless.code, nameless.stdout) == (2, "")
     assert "no model is named" in nameless.stderr
+    hint = nameless.stderr.splitlines()[-1].removeprefix("  Try: ")
+    assert shlex.split(hint)[:5] == ["mia", "run", str(questions), "--corpus", str(DOCS)]
+    assert " --model " in hint
     assert not Path("runs").exists()
     Path("mia.toml").write_text("[models.default]\nmax_attempts = 1\n")
     silent = program("run", questions, "--corpus", DOCS, "--base-url", "http://127.0.0.1:9/v1", "--model", "gone")

@@ -1,0 +1,114 @@
+"""What answers where nothing is configured: the embedded model, in the offline world.
+
+Never over documents of the user: where there are some and no model, passages are shown instead (`mia.cli.passages`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mia.cli import output
+from mia.cli.endpoints import advise
+from mia.errors import MissingExtra, install_hint
+
+if TYPE_CHECKING:
+    from mia.config import Config, ModelSettings, ModelsSettings, Section
+
+    SectionKind = TypeVar("SectionKind", bound=Section)
+
+WORLD_FOLDER = "world"
+"""In the home: a world's memory, apart from what is remembered of the user's own questions."""
+CONTEXT_WINDOW = 1536
+MAX_TOKENS = 256
+COVERAGE_WEIGHT = 1.0
+"""One memory for each part of a question: its parts have routes of their own."""
+
+_LIBRARIES = ("torch", "transformers")
+
+
+def names_model(config: Config) -> bool:
+    """Whether any role's model is named, or comes from elsewhere than an endpoint."""
+    return any(settings.model or settings.provider != "openai" for settings in _sections(config))
+
+
+def names_documents(config: Config) -> bool:
+    """Whether there is something of the user's to search in: a corpus or an index that is named, an index in the home
+    (which is searched where none is named), or an engine of the web."""
+    from mia.search.documents import INDEX_MARK
+
+    search = config.search
+    if search.engine != "corpus":
+        return search.engine != "world"
+    return bool(search.corpus or search.index) or any((config.home / "indexes").glob(f"*/{INDEX_MARK}"))
+
+
+def missing_library() -> str:
+    """The first library that a model in this process lacks; empty where it can run."""
+    return next((library for library in _LIBRARIES if find_spec(library) is None), "")
+
+
+def embedded_default(config: Config) -> Config | None:
+    """The settings under which the embedded model answers in the offline world; None where a model, an endpoint,
+    documents, another engine or other tools than `search` are configured.
+
+    What is set of memory, line and search stays, but for what would mix a world with real work: the home becomes a
+    folder in the home, and the memory lies in it. Of the models, only what is set of a model in this process (device,
+    threads, batch) stays. Raises MissingExtra.
+    """
+    address = any(settings.base_url for settings in _sections(config))
+    if names_model(config) or address or names_documents(config) or config.executor.tools != ("search",):
+        return None
+    missing = missing_library()
+    if missing:
+        raise MissingExtra(
+            "no model and no documents are configured, and the embedded model, which then answers in the offline "
+            f"world, needs the Python package '{missing}', which is not installed.",
+            hint=f"{install_hint('local')}; or name your own: mia ask … --corpus ./docs --base-url URL --model NAME "
+            "(`mia doctor` finds endpoints on this machine)",
+        )
+    memory = config.memory.model_copy(update={"path": ""})
+    return config.model_copy(
+        update={
+            "home": config.home / WORLD_FOLDER,
+            "models": _models(config),
+            "search": _filled(config.search.model_copy(update={"engine": "world"}), k=2),
+            "memory": _filled(memory, embedder="hashing", coverage_weight=COVERAGE_WEIGHT, k_positive=3, k_negative=1),
+            "line": _filled(config.line, max_reflections=1),
+        }
+    )
+
+
+async def announce_embedded(config: Config, typed: Sequence[str]) -> None:
+    """One line: who answers, and what to type for a real endpoint. `config`: with the embedded settings."""
+    advice = await advise(config, typed, documents=True)
+    output.warn(
+        "No model and no documents are configured: the small embedded model answers, from the offline world "
+        f"{config.search.world}. For your own, {advice.says}: {advice.command}"
+    )
+
+
+def _sections(config: Config) -> list[ModelSettings]:
+    """How each role's model is reached."""
+    from mia.types import Role
+
+    sections = [config.models.of(role) for role in Role]
+    return sections if config.models.cold_start is None else [*sections, config.models.of("cold_start")]
+
+
+def _models(config: Config) -> ModelsSettings:
+    from mia.config import ModelSettings, ModelsSettings
+
+    own = {name: getattr(config.models.default, name) for name in ("device", "threads", "batch")}
+    embedded = ModelSettings(
+        provider="local", prompts="compact", context_window=CONTEXT_WINDOW, max_tokens=MAX_TOKENS, **own
+    )
+    return ModelsSettings(default=embedded, record=config.models.record)
+
+
+def _filled(section: SectionKind, **values: Any) -> SectionKind:
+    """The section with these values where nothing else was set."""
+    return section.model_copy(
+        update={name: value for name, value in values.items() if name not in section.model_fields_set}
+    )
