@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 WORLD_FOLDER = "world"
 """In the home: a world's memory, apart from what is remembered of the user's own questions."""
-CONTEXT_WINDOW = 1536
-MAX_TOKENS = 256
-COVERAGE_WEIGHT = 1.0
-"""One memory for each part of a question: its parts have routes of their own."""
 
 _LIBRARIES = ("torch", "transformers")
 
@@ -68,14 +64,15 @@ def embedded_default(config: Config) -> Config | None:
             hint=f"{install_hint('local')}; or name your own: mia ask … --corpus ./docs --base-url URL --model NAME "
             "(`mia doctor` finds endpoints on this machine)",
         )
+    from mia.world import preset
+
     memory = config.memory.model_copy(update={"path": ""})
     return config.model_copy(
         update={
             "home": config.home / WORLD_FOLDER,
             "models": _models(config),
-            "search": _filled(config.search.model_copy(update={"engine": "world"}), k=2),
-            "memory": _filled(memory, embedder="hashing", coverage_weight=COVERAGE_WEIGHT, k_positive=3, k_negative=1),
-            "line": _filled(config.line, max_reflections=1),
+            "search": _filled(config.search.model_copy(update={"engine": "world"}), k=preset.PASSAGES),
+            "memory": _filled(memory, **preset.MEMORY),
         }
     )
 
@@ -98,13 +95,11 @@ def _sections(config: Config) -> list[ModelSettings]:
 
 
 def _models(config: Config) -> ModelsSettings:
-    from mia.config import ModelSettings, ModelsSettings
+    from mia.config import ModelsSettings
+    from mia.world import preset
 
     own = {name: getattr(config.models.default, name) for name in ("device", "threads", "batch")}
-    embedded = ModelSettings(
-        provider="local", prompts="compact", context_window=CONTEXT_WINDOW, max_tokens=MAX_TOKENS, **own
-    )
-    return ModelsSettings(default=embedded, record=config.models.record)
+    return ModelsSettings(default=preset.model_settings(**own), record=config.models.record)
 
 
 def _filled(section: SectionKind, **values: Any) -> SectionKind:

@@ -10,10 +10,11 @@ import pytest
 from program import Program
 
 from mia.cli import embedded, endpoints
-from mia.cli.embedded import COVERAGE_WEIGHT, announce_embedded, embedded_default
+from mia.cli.embedded import announce_embedded, embedded_default
 from mia.config import Config, load_config
 from mia.errors import MissingExtra
 from mia.types import Role
+from mia.world import preset
 
 DOCS = Path(__file__).parents[2] / "examples" / "solar_system" / "docs"
 
@@ -43,7 +44,7 @@ def test_with_nothing_configured_every_role_is_the_embedded_model_in_a_home_of_i
     assert config.search.world == load_config().search.world
     memory = config.memory
     assert (memory.embedder, memory.k_positive, memory.k_negative) == ("hashing", 3, 1)
-    assert memory.coverage_weight == COVERAGE_WEIGHT
+    assert memory.coverage_weight == preset.MEMORY["coverage_weight"]
     assert config.line.max_reflections == 1
     assert config.store_path == Path(".mia/world/memory.db")
 
