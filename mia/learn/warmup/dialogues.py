@@ -156,7 +156,8 @@ class _Lesson:
             await self._whole_line(chain)
             for _ in range(2):
                 await self._planned(self._deep())
-            if self._chance.random() < 0.5:
+                await self._plan(self._deep())
+            if self._chance.random() < 0.2:
                 await self._unplanned(next(self._stream))
         return self._recorder.dialogues
 
@@ -187,6 +188,12 @@ class _Lesson:
         last = episode.attempts[-1]
         if last.answer is not None and self._chance.random() < 0.4:
             await self._judged(chain, task, last.evolve(trace=last.trace.evolve(steps=steps)))
+
+    async def _plan(self, chain: Chain) -> None:
+        """The Planner's first turn alone, with much to remember."""
+        recall = Recall(for_planner=present.for_planner(self._past.recalled(chain)))
+        planner = Planner(self._recorder, style=STYLE)
+        await planner.plan(self._task(chain).question, recall, "", Ledger("lesson"))
 
     async def _planned(self, chain: Chain) -> None:
         """The Executor with a plan that is right but for a hop, often."""
