@@ -54,7 +54,9 @@ RELATIONS = tuple(
 )
 RELATION = {relation.name: relation for relation in RELATIONS}
 
-SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
+SYLLABLES = tuple(
+    onset + vowel for onset in (*"bdfgklmnprstvz", "br", "dr", "gl", "kr", "pl", "sk", "st", "tr") for vowel in "aeiou"
+)
 """Names are made of these, so that they must be copied and cannot be known."""
 UNKNOWN = "unknown"
 """The answer of an Executor that did not find what it was sent for."""

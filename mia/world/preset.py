@@ -17,7 +17,7 @@ MODEL: dict[str, Any] = {
     "max_tokens": 256,
 }
 """Of `models.default`."""
-PASSAGES = 2
+PASSAGES = 1
 """`search.k`: passages per query, as in training."""
 MEMORY: dict[str, Any] = {
     "embedder": "hashing",

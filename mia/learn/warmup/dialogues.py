@@ -55,8 +55,8 @@ from mia.world.language import (
 from mia.world.questions import chains
 from mia.world.teacher import Teacher
 
-PASSAGES = 2
-"""Passages per query, as the embedded model is served."""
+PASSAGES = 1
+"""Passages per query, as the embedded model is served: one, for a small model is easily misled by more."""
 STYLE: PromptStyle = "compact"
 _UNDER_WAY = 8
 """Dialogues that may go on: the last ones."""

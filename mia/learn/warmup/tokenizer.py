@@ -27,8 +27,11 @@ TEMPLATE = (
 """Chat template: a mark for the role, the content, the end of the turn."""
 
 _FIRST = tuple(syllable.capitalize() for syllable in SYLLABLES)
+_WHERE = tuple(f" in {source}" for source in SOURCES)
+_VIA = tuple(f" via {relation}" for relation in RELATION)
+"""Where a step goes follows its relation at once, so that looking it up is looking at what follows a token."""
 _SLOT = re.compile(
-    rf"\b(?:{'|'.join((*RELATION, *SOURCES))})\b|\b(?:{'|'.join(_FIRST)})(?:{'|'.join(SYLLABLES)}){{1,2}}\b|\d"
+    rf"(?:{'|'.join((*_WHERE, *_VIA))})\b|\b(?:{'|'.join((*RELATION, *SOURCES))})\b|\b(?:{'|'.join(_FIRST)})(?:{'|'.join(SYLLABLES)}){{1,2}}\b|\d"
 )
 
 
@@ -43,7 +46,7 @@ def pieces(messages: Iterable[Message]) -> Counter[str]:
 
 def vocabulary(messages: Iterable[Message], *, least: int = 8) -> list[str]:
     """The texts that are tokens: slots, frequent pieces, and the answers that are no name. `least`: occurrences."""
-    words = [*RELATION, *SOURCES, *SYLLABLES, *_FIRST, *"0123456789", UNKNOWN, "yes", "no"]
+    words = [*RELATION, *SOURCES, *_WHERE, *_VIA, *SYLLABLES, *_FIRST, *"0123456789", UNKNOWN, "yes", "no"]
     frequent = sorted(piece for piece, count in pieces(messages).items() if piece and count >= least)
     return list(dict.fromkeys([*words, *frequent]))
 
