@@ -18,6 +18,7 @@ from mia.models.base import ChatModel, Price
 from mia.types import Role
 
 if TYPE_CHECKING:
+    from mia.models.local import Loaded
     from mia.models.openai import Endpoint
     from mia.models.replay import RecordingWriter, ReplayModel
 
@@ -89,6 +90,7 @@ class _Builder:
         self._models: dict[ModelSettings, ChatModel] = {}
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
         self._replays: dict[str, ReplayModel] = {}
+        self._loaded: dict[tuple[str, str, int, int], Loaded] = {}
 
     @property
     def replays(self) -> tuple[ReplayModel, ...]:
@@ -97,8 +99,8 @@ class _Builder:
 
     def build(self, settings: ModelSettings, section: str) -> ChatModel:
         if settings not in self._models:
-            make = self._replay if settings.provider == "replay" else self._openai
-            self._models[settings] = make(settings, section)
+            makers = {"replay": self._replay, "local": self._local, "openai": self._openai}
+            self._models[settings] = makers[settings.provider](settings, section)
         return self._models[settings]
 
     def _replay(self, settings: ModelSettings, section: str) -> ChatModel:
@@ -114,6 +116,29 @@ class _Builder:
                 price=_price(settings),
             )
         return self._replays[settings.path]
+
+    def _local(self, settings: ModelSettings, section: str) -> ChatModel:
+        from mia.models.local import Loaded, LocalModel
+
+        if settings.protocol == "native":
+            raise ConfigError(
+                f"models.{section} runs in this process, where there are no native function calls.",
+                wanted='protocol "text"',
+                hint=f'set models.{section}.protocol = "text"',
+            )
+        # Models that differ in their sampling alone share weights and batch.
+        key = (settings.path, settings.device, settings.batch, settings.threads)
+        if key not in self._loaded:
+            self._loaded[key] = Loaded.open(
+                settings.path, device=settings.device, batch=settings.batch, threads=settings.threads
+            )
+        return LocalModel(
+            self._loaded[key],
+            context_window=settings.context_window,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
 
     def _openai(self, settings: ModelSettings, section: str) -> ChatModel:
         from mia.models.openai import OpenAIModel

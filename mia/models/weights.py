@@ -1,0 +1,542 @@
+"""A causal language model of transformers, read from a folder and checked before anything is sampled with it.
+
+What a folder must hold: `config.json`, weights as safetensors (never pickles), the files of a tokenizer and a chat
+template. Code that a folder brings along is never run. A name that is no folder is looked up at the Hugging Face hub:
+in the cache on this machine first, then over the network. Whatever is wrong ends as a `ConfigError` that names the
+file.
+
+`Weights.forward` is the one door to the network of layers. It speaks of rows that may differ in length and in adapter;
+masks are made here, from positions alone, so that every architecture whose attention takes a ready mask is served by
+the same code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mia.errors import ConfigError, MissingExtra, install_hint, require
+
+BASE = "__base__"
+"""The name that peft gives to "no adapter" in a batch of several."""
+FORMAT = 1
+"""The newest "mia_format" of a checkpoint's config.json that this MIA reads; a config without it is not ours."""
+_PURPOSE = "models that run in this process"
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HINT = "set models.*.path to a folder that transformers wrote (save_pretrained of the model and of its tokenizer)"
+_ENDPOINT_HINT = "serve it with an endpoint (vLLM, llama.cpp, Ollama) and set models.*.base_url"
+_LAYER_TYPES = frozenset(("full_attention", "sliding_attention"))
+
+
+class Weights:
+    """The network, its tokenizer, and the LoRA adapters that are loaded beside it.
+
+    Not safe to call from several threads: its owner calls it from one.
+    """
+
+    def __init__(self, network: Any, tokenizer: Any, folder: Path) -> None:
+        self.network = network
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.name = folder.name
+        self.device = network.device
+        config = network.config.get_text_config()
+        self.window: int | None = getattr(config, "max_position_embeddings", None)
+        """The longest sequence that the network can read; None: it sets no limit."""
+        self.end_ids = _end_ids(network, tokenizer)
+        """The tokens that end a turn."""
+        self._layer_types, self._sliding_window = _layer_types(config, folder)
+        self._quick = getattr(tokenizer, "backend_tokenizer", None)
+        self._tuner: Any = None
+        self._adapters: dict[str, str] = {}
+        self._rows = _RowAdapters()
+        self._active = BASE
+
+    @classmethod
+    def load(cls, path: str, *, device: str = "cpu") -> Weights:
+        """Read a folder, or a name at the hub. float32 on a CPU, bfloat16 elsewhere.
+
+        Raises ConfigError for whatever cannot be used, MissingExtra without torch or transformers.
+        """
+        torch = require("torch", extra="local", purpose=_PURPOSE)
+        transformers = require("transformers", extra="local", purpose=_PURPOSE)
+        place = _device(torch, device)
+        folder = find_folder(path)
+        _check_config(folder)
+        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+        with silenced(transformers):
+            tokenizer = _read_tokenizer(transformers, folder)
+            network = _read_network(transformers, folder, dtype).to(place).eval()
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        _check_vocabulary(network, tokenizer, folder)
+        weights = cls(network, tokenizer, folder)
+        weights._check_served(torch)
+        return weights
+
+    # ── running it ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def forward(
+        self,
+        ids: Any,
+        positions: Any,
+        *,
+        cache: Any = None,
+        length: int = 0,
+        keep: Any = 1,
+        adapters: Sequence[str] = (),
+    ) -> Any:
+        """Logits, float32, shape [rows, kept positions, vocabulary].
+
+        `ids`, `positions`: int64, [rows, queries]. A token sees what stands at its own position and before it, inside
+        the sliding window where a layer has one. `cache`: where keys and values are kept, by position, `length` of them
+        counting the new ones; None: there are none but the new ones. `keep`: the queries that logits are wanted for,
+        as indices; an integer: so many of the last. `adapters`: a name for each row ("" for none); empty: none at all.
+        """
+        import torch
+
+        self._choose_adapters(adapters)
+        queries = ids.shape[1]
+        length = length or queries
+        first = length - queries
+        output = self.network(
+            input_ids=ids,
+            attention_mask=self._masks(positions, length),
+            # Padding may stand where the network has no position; nobody looks at what comes out there.
+            position_ids=positions.clamp(max=self.window - 1) if self.window and length > self.window else positions,
+            past_key_values=cache,
+            cache_position=torch.arange(first, length, device=ids.device),
+            use_cache=cache is not None,
+            logits_to_keep=keep,
+        )
+        return output.logits.float()
+
+    def _masks(self, positions: Any, length: int) -> Any:
+        """What each query may see: 0 to add to a score, or the lowest number, [rows, 1, queries, keys]; for networks
+        with several kinds of layers one for each kind."""
+        import torch
+
+        keys = torch.arange(length, device=positions.device)
+        queries = positions[:, None, :, None]
+        lowest = torch.finfo(self.network.dtype).min
+
+        def mask(kind: str) -> Any:
+            hidden = keys > queries
+            if kind == "sliding_attention":
+                hidden = hidden | (keys <= queries - self._sliding_window)
+            return torch.zeros(hidden.shape, dtype=self.network.dtype, device=keys.device).masked_fill_(hidden, lowest)
+
+        if len(self._layer_types) == 1:
+            return mask(self._layer_types[0])
+        return {kind: mask(kind) for kind in self._layer_types}
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """The prompt for the assistant's next turn, by the tokenizer's chat template."""
+        return str(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt, which already holds its special tokens."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of sampled tokens, without special ones; half a character becomes U+FFFD."""
+        if self._quick is not None:  # Several times faster, and asked for at every token of a reply.
+            return str(self._quick.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _check_served(self, torch: Any) -> None:
+        """Whether this architecture gives the same numbers in a batch of slots as it does alone: not every network
+        takes masks and positions from outside, or keeps keys and values at all. Raises ConfigError."""
+        from mia.models.slots import Slots
+
+        rows = ((0, 1, 2, 3, 4, 5), (3, 2, 1))
+        starts = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        longest = int(starts.max())
+        read = torch.tensor([[*row[:-1], *([0] * (longest + 1 - len(row)))] for row in rows], device=self.device)
+        positions = torch.arange(longest, device=self.device).expand(len(rows), longest)
+        slots = Slots(self.network.config.get_text_config().num_hidden_layers)
+        slots.reserve(len(rows), longest + 1)
+        try:
+            with torch.inference_mode():
+                slots.prefill(0, [0] * len(rows), longest)
+                self.forward(read, positions, cache=slots.cache, length=longest)
+                slots.step(torch.arange(len(rows), device=self.device), starts, longest + 1)
+                last = torch.tensor([row[-1:] for row in rows], device=self.device)
+                ours = self.forward(last, starts[:, None], cache=slots.cache, length=longest + 1)[:, -1]
+                alone = [self.network(torch.tensor([row], device=self.device)).logits[0, -1].float() for row in rows]
+            difference = float((ours - torch.stack(alone)).abs().max())
+            # Weights that went wrong in training are not for the architecture to answer for.
+            same = difference != difference or difference <= 0.05 * max(1.0, float(ours.abs().max()))
+            why = f"its logits come out different by {difference:.2g}"
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            same, why = False, _first_line(error)
+        if not same:
+            raise ConfigError(
+                f"the architecture of '{self.folder}' ({self.network.config.model_type}) cannot be sampled in a "
+                f"batch here ({why}).",
+                wanted="a transformer with ordinary attention over keys and values (Llama, Qwen, GPT-2, …)",
+                hint=_ENDPOINT_HINT,
+            )
+
+    # ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that are loaded, the oldest first."""
+        return tuple(self._adapters)
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Load a LoRA adapter that peft saved, under a name. Raises ConfigError if it cannot be used with this base,
+        which is then as it was."""
+        peft = require("peft", extra="local", purpose="LoRA adapters")
+        _check_adapter_name(name)
+        if name in self._adapters:
+            raise ConfigError(
+                f"an adapter named '{name}' is loaded already, from '{self._adapters[name]}'.",
+                hint="load it under a name that was not used before, or unload the old one",
+            )
+        self._check_adapter(peft, folder)
+        inner = _inner(name)
+        import transformers
+
+        try:
+            with silenced(transformers):
+                if self._tuner is None:
+                    # Not `from_pretrained`: failing in the middle, it would leave its layers in the network.
+                    config = peft.PeftConfig.from_pretrained(folder)
+                    self._tuner = peft.PeftModel(self.network, config, adapter_name=inner)
+                self._tuner.load_adapter(folder, adapter_name=inner)
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            self._active = ""
+            if self._tuner is not None and inner in self._tuner.peft_config:
+                self._tuner.delete_adapter(inner)
+            raise ConfigError(
+                f"the adapter in '{folder}' cannot be loaded onto '{self.folder}' ({_first_line(error)}).",
+                hint="an adapter's folder is what peft's save_pretrained wrote for this very base model",
+            ) from error
+        self._tuner.eval()
+        self._adapters[name] = str(folder)
+        for module in self._tuner.modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer) and not getattr(module, "mia_hooked", False):
+                module.mia_hooked = True
+                module.register_forward_pre_hook(self._rows.inject, with_kwargs=True)
+        self._active = ""  # Loading may have switched layers on; the next call sets them all.
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises ConfigError for a name that is not loaded."""
+        if name not in self._adapters:
+            raise ConfigError(f"no adapter named '{name}' is loaded.", wanted=self.known_adapters())
+        del self._adapters[name]
+        self._tuner.base_model.set_adapter([])  # The next call of the network sets what it needs.
+        self._tuner.delete_adapter(_inner(name))
+        self._active = ""
+
+    def known_adapters(self) -> str:
+        """For errors: the names there are."""
+        return f"one of: {', '.join(self._adapters)}" if self._adapters else "no name: no adapter is loaded"
+
+    def _choose_adapters(self, adapters: Sequence[str]) -> None:
+        """Switch the layers to what the rows ask for. All rows alike is the ordinary case and costs nothing; rows that
+        differ share the base's work, and each adapter adds its own to its rows (peft's mixed batches)."""
+        if self._tuner is None:
+            return
+        names = set(adapters)
+        self._rows.names = None
+        if len(names) > 1:
+            self._rows.names = [_inner(name) if name else BASE for name in adapters]
+            wanted = "mixed"
+        else:
+            wanted = _inner(name) if (name := next(iter(names), "")) else BASE
+        if wanted == self._active:
+            return
+        if wanted == BASE:
+            self._tuner.base_model.disable_adapter_layers()
+        else:
+            if wanted != "mixed":
+                self._tuner.base_model.set_adapter(wanted, inference_mode=True)
+            for module in self._tuner.modules():
+                if hasattr(module, "mia_hooked"):
+                    module._disable_adapters = False
+        self._active = wanted
+
+    def _check_adapter(self, peft: Any, folder: Path) -> None:
+        """Look at an adapter's files before the base is touched."""
+        hint = "an adapter's folder is what peft's save_pretrained wrote for this very base model"
+        if not (folder / "adapter_config.json").is_file():
+            raise ConfigError(f"'{folder}' holds no adapter: there is no adapter_config.json in it.", hint=hint)
+        try:
+            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read '{folder / 'adapter_config.json'}': {error}.", hint=hint) from error
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        if kind != "LORA" or config.get("bias", "none") != "none" or config.get("modules_to_save"):
+            raise ConfigError(
+                f"the adapter in '{folder}' is no plain LoRA (peft_type {kind}).",
+                wanted='peft_type "LORA", bias "none", no modules_to_save',
+                hint=hint,
+            )
+        file = folder / "adapter_model.safetensors"
+        for key, shape, metadata in _tensors(file, hint):
+            if metadata.get("mia_base") and metadata["mia_base"] != self.digest():
+                raise ConfigError(
+                    f"the adapter in '{folder}' was trained on another base than '{self.folder}'.",
+                    wanted=f"a base whose weights have the digest {metadata['mia_base']}, not {self.digest()}",
+                    hint=hint,
+                )
+            path = re.sub(r"^base_model\.model\.|\.lora_\w+(\.weight)?$", "", key)
+            match = re.search(r"\.(lora_[AB])\.weight$", key)
+            try:
+                module = self.network.get_submodule(path)
+            except AttributeError:
+                raise ConfigError(
+                    f"the adapter in '{folder}' does not fit '{self.folder}', which has no layer '{path}'.", hint=hint
+                ) from None
+            weight = getattr(getattr(module, "base_layer", module), "weight", None)
+            if match and (weight is None or shape[1 if match[1] == "lora_A" else 0] not in weight.shape):
+                raise ConfigError(
+                    f"the adapter in '{folder}' does not fit '{self.folder}': its part for '{path}' has shape "
+                    f"{tuple(shape)}, the layer {tuple(weight.shape) if weight is not None else 'none'}.",
+                    hint=hint,
+                )
+
+    def digest(self) -> str:
+        """The first 16 hex digits of the SHA-256 over the files of the weights: which base this is. An adapter may say
+        it, as "mia_base" in the metadata of its safetensors."""
+        total = hashlib.sha256()
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with file.open("rb") as content:
+                total.update(hashlib.file_digest(content, "sha256").digest())
+        return total.hexdigest()[:16]
+
+
+class _RowAdapters:
+    """Tells the LoRA layers which adapter each row wants, while a batch has several."""
+
+    def __init__(self) -> None:
+        self.names: list[str] | None = None
+
+    def inject(self, module: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if self.names is not None:
+            options["adapter_names"] = self.names
+        return arguments, options
+
+
+def find_folder(path: str) -> Path:
+    """The folder of a model: the path itself, or what the hub gives for a name. Raises ConfigError."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if not _HUB_NAME.fullmatch(path) or path.startswith("."):
+        raise ConfigError(f"there is no folder '{path}' to read a model from.", hint=_HINT)
+    return _from_hub(path)
+
+
+def _from_hub(name: str) -> Path:
+    hub = require("huggingface_hub", extra="local", purpose="models of a hub")
+    errors = (OSError, ValueError, RuntimeError)
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
+    except errors:
+        pass  # Not on this machine yet.
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=_FILES))
+    except errors as error:
+        raise ConfigError(
+            f"'{name}' is no folder here, and the hub did not give a model of that name "
+            f"({str(error).splitlines()[0][:200]}).",
+            hint=f"{_HINT}, or try again with a network",
+        ) from error
+
+
+def _check_config(folder: Path) -> None:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"'{folder}' holds no model: there is no config.json in it.", hint=_HINT)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read '{file}': {error}.", hint=_HINT) from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"'{file}' holds no JSON object.", hint=_HINT)
+    version = config.get("mia_format", FORMAT)
+    if not isinstance(version, int) or version > FORMAT:
+        raise ConfigError(
+            f"the checkpoint '{folder}' has the format {version!r}; this MIA reads {FORMAT}.",
+            hint="install the newer MIA that wrote it",
+        )
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"'{folder}' holds no weights: there is no *.safetensors in it.", hint=_HINT)
+    for weights in files:
+        next(_tensors(weights, _HINT), None)
+
+
+def _tensors(file: Path, hint: str) -> Iterator[tuple[str, Sequence[int], dict[str, str]]]:
+    """Name, shape and the file's metadata, for each tensor of a safetensors file. Raises ConfigError where it cannot be
+    read; a file that was cut short is found here, for its header says how long it should be."""
+    safetensors = require("safetensors", extra="local", purpose=_PURPOSE)
+    try:
+        with safetensors.safe_open(file, framework="numpy") as content:
+            metadata = content.metadata() or {}
+            found = [(key, content.get_slice(key).get_shape(), metadata) for key in content.keys()]  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"cannot read '{file}': {error}.", hint=hint) from error
+    yield from found
+
+
+def _read_tokenizer(transformers: Any, folder: Path) -> Any:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # The tokenizers library raises plain Exception for a broken file.
+        raise ConfigError(
+            f"cannot read the tokenizer in '{folder}' ({_first_line(error)}).",
+            wanted="tokenizer.json and tokenizer_config.json",
+            hint=_HINT,
+        ) from error
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            f"the tokenizer in '{folder}' has no chat template, so nobody can say how a conversation is written.",
+            wanted="chat_template.jinja, or chat_template in tokenizer_config.json",
+            hint="take a model that was trained for chat, or set tokenizer.chat_template and save_pretrained anew",
+        )
+    return tokenizer
+
+
+def _read_network(transformers: Any, folder: Path, dtype: Any) -> Any:
+    options = {
+        "dtype": dtype,
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        # Told below, with the tensor's name, instead of in a report on stderr.
+        "ignore_mismatched_sizes": True,
+    }
+    try:
+        try:
+            network, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, attn_implementation="sdpa", **options
+            )
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            network, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, attn_implementation="eager", **options
+            )
+    except MissingExtra:
+        raise
+    except ImportError as error:
+        raise MissingExtra(f"'{folder}' cannot be read: {_first_line(error)}.", hint=install_hint("local")) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"cannot read a causal language model from '{folder}' ({_first_line(error)}).", hint=_HINT
+        ) from error
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise ConfigError(
+            f"the weights in '{folder}' do not fit config.json: '{name}' has shape {tuple(stored)}.",
+            wanted=f"shape {tuple(wanted)}",
+            hint=_HINT,
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"the weights in '{folder}' lack {len(missing)} tensors of config.json, the first '{missing[0]}'.",
+            hint=_HINT,
+        )
+    return network
+
+
+def _check_vocabulary(network: Any, tokenizer: Any, folder: Path) -> None:
+    rows = network.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= rows:
+        raise ConfigError(
+            f"the tokenizer in '{folder}' has token ids up to {highest}, and the model knows {rows} tokens.",
+            wanted="the tokenizer that the model was trained with",
+            hint=_HINT,
+        )
+
+
+def _end_ids(network: Any, tokenizer: Any) -> frozenset[int]:
+    """What model, generation config and tokenizer each call the end of a turn."""
+    found: set[int] = set()
+    for given in (network.config.eos_token_id, network.generation_config.eos_token_id, tokenizer.eos_token_id):
+        if isinstance(given, int):
+            found.add(given)
+        elif given is not None:
+            found.update(given)
+    return frozenset(found)
+
+
+def _layer_types(config: Any, folder: Path) -> tuple[tuple[str, ...], int]:
+    """The kinds of attention in the network, and the width of its sliding window."""
+    window = getattr(config, "sliding_window", None)
+    named = getattr(config, "layer_types", None)
+    kinds = tuple(sorted(set(named))) if named else ("sliding_attention" if window else "full_attention",)
+    strange = [kind for kind in kinds if kind not in _LAYER_TYPES]
+    if strange:
+        raise ConfigError(
+            f"the model in '{folder}' has layers of a kind that is not served here: {', '.join(strange)}.",
+            wanted="a transformer with ordinary attention (full or sliding)",
+            hint=_ENDPOINT_HINT,
+        )
+    return kinds, window or 0
+
+
+def _device(torch: Any, name: str) -> Any:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"there is no device '{name}' here ({_first_line(error)}).",
+            hint="set models.*.device to cpu, or to cuda with a torch built for it",
+        ) from error
+    return device
+
+
+def _check_adapter_name(name: str) -> None:
+    if not name or name == BASE:
+        raise ConfigError(f"'{name}' cannot be the name of an adapter.", wanted=f"any text but '' and '{BASE}'")
+
+
+def _inner(name: str) -> str:
+    """What peft calls an adapter: names of ours may hold dots, names of modules may not."""
+    return "a" + hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+@contextlib.contextmanager
+def silenced(transformers: Any) -> Iterator[None]:
+    """Loading draws bars and reports on stderr what nobody can act on; what matters is raised."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def default_sampling(network: Any) -> tuple[float, float]:
+    """Temperature and top_p that a model's generation_config.json asks for; without one, greedy: (0.0, 1.0)."""
+    own = network.generation_config
+    if not own.do_sample:
+        return 0.0, 1.0
+    temperature = 1.0 if own.temperature is None else float(own.temperature)
+    top_p = 1.0 if own.top_p is None else float(own.top_p)
+    sane = math.isfinite(temperature) and temperature >= 0 and 0 < top_p <= 1
+    return (temperature, top_p) if sane else (0.0, 1.0)
