@@ -127,6 +127,8 @@ class World:
             if step.source != kept.source or step.via != kept.via:
                 return NOTHING
             keepers = {keeper: subject for subject, keeper in self.facts[step.via].items()}
+            if query.entity not in keepers:
+                return NOTHING
             return Outcome("found", self.facts[step.relation][keepers[query.entity]])
         if query.entity not in self.facts[step.relation]:
             return NOTHING
