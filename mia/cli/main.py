@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import mia
-from mia.cli import memory, output
+from mia.cli import memory, output, world
 from mia.cli.ask import ask
 from mia.cli.config import config
 from mia.cli.demo import demo
@@ -64,6 +64,7 @@ app.command()(show)
 app.command()(index)
 app.command()(search)
 app.add_typer(memory.app, name="memory")
+app.add_typer(world.app, name="world")
 app.command()(config)
 app.command()(doctor)
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy
 from numpy.typing import NDArray
 
+from mia.errors import LearnError
 from mia.learn.warmup.dialogues import Dialogue, dialogues
 from mia.learn.warmup.tokenizer import END
 from mia.world.facts import World
 from mia.world.seeds import TRAIN
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer
 
-WORLDS_PER_SHARD = 100
 LONGEST = 1_200
 """Tokens of a dialogue; longer ones are left out."""
 
@@ -43,14 +47,14 @@ class Shard:
             yield self.ids[start:end], self.learned[start:end]
 
 
-def encode(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[bool]]:
+def encode(dialogue: Dialogue, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
     """A dialogue in the chat template, token by token, and which tokens are the teacher's: its words and their end."""
     ids: list[int] = []
     learned: list[bool] = []
-    end: int = tokenizer.convert_tokens_to_ids(END)
+    end = tokenizer.token_to_id(END)
     for turn in dialogue.turns:
-        said = tokenizer.encode(turn.message.content, add_special_tokens=False)
-        ids += [tokenizer.convert_tokens_to_ids(f"<|{turn.message.role}|>"), *said, end]
+        said = tokenizer.encode(turn.message.content, add_special_tokens=False).ids
+        ids += [tokenizer.token_to_id(f"<|{turn.message.role}|>"), *said, end]
         learned += [False, *[turn.learned] * (len(said) + 1)]
     return ids, learned
 
@@ -60,25 +64,45 @@ def build_shards(
     tokenizer_folder: Path,
     count: int,
     *,
+    worlds: int,
     seed: int,
     processes: int,
     on_shard: Callable[[int, int], None],
 ) -> list[Path]:
-    """Shards 0 to count - 1; those that are there are kept. `on_shard`: told how many of how many are ready."""
+    """Shards 0 to count - 1 of so many worlds each; those that are there and whole are kept.
+
+    `on_shard`: told how many of how many are ready. Nobody else may write into the folder meanwhile. Raises LearnError
+    if a process that builds them dies.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for torn in folder.glob("*.tmp.npz"):
+        torn.unlink()
     paths = [folder / f"shard-{number:04}.npz" for number in range(count)]
-    missing = [(number, path) for number, path in enumerate(paths) if not path.is_file()]
-    on_shard(count - len(missing), count)
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(_build_shard, str(tokenizer_folder), str(path), number, seed) for number, path in missing]
-        for done, job in enumerate(jobs, start=count - len(missing) + 1):
-            job.result()
-            on_shard(done, count)
+    jobs = [
+        (str(tokenizer_folder), str(path), number, worlds, seed)
+        for number, path in enumerate(paths)
+        if not _is_whole(path)
+    ]
+    done = count - len(jobs)
+    on_shard(done, count)
+
+    def built() -> None:
+        nonlocal done
+        done += 1
+        on_shard(done, count)
+
+    if processes > 1 and len(jobs) > 1:
+        _side_by_side(jobs, min(processes, len(jobs)), built)
+    else:
+        for job in jobs:
+            _build_shard(*job)
+            built()
     return paths
 
 
 def load_shard(path: Path) -> Shard:
-    with numpy.load(path) as kept:
+    # Opened here, for numpy leaves a torn file open.
+    with path.open("rb") as file, numpy.load(file) as kept:
         return Shard(kept["ids"].astype(numpy.int32), kept["learned"], kept["starts"])
 
 
@@ -88,16 +112,64 @@ def train_worlds(first: int, count: int) -> Iterator[World]:
         yield World.make(seed, shifted=seed % 10 == 0)
 
 
-def _build_shard(tokenizer_folder: str, path: str, number: int, seed: int) -> None:
-    from transformers import AutoTokenizer
+_Job = tuple[str, str, int, int, int]
+"""The arguments of `_build_shard`."""
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_folder)
+
+def _side_by_side(jobs: Sequence[_Job], processes: int, built: Callable[[], None]) -> None:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent
+    ) as pool:
+        try:
+            for job in as_completed([pool.submit(_build_shard, *job) for job in jobs]):
+                job.result()
+                built()
+        except BaseException as error:
+            # Leaving the pool waits for all that was submitted; that would be minutes after a Ctrl-C.
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise LearnError(
+                    "a process that builds dialogues was killed, maybe for want of memory.",
+                    hint="the same command with --processes 1; what is built is kept",
+                ) from error
+            raise
+
+
+def _follow_parent() -> None:
+    """In a process of the pool: leave Ctrl-C to the parent, and end when it ends, even by SIGKILL."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _build_shard(tokenizer_folder: str, path: str, number: int, worlds: int, seed: int) -> None:
+    # Without transformers, whose import takes longer than many a shard.
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(f"{tokenizer_folder}/tokenizer.json")
     rows = [
         encode(dialogue, tokenizer)
-        for world in train_worlds(number * WORLDS_PER_SHARD, WORLDS_PER_SHARD)
+        for world in train_worlds(number * worlds, worlds)
         for dialogue in dialogues(world, seed)
     ]
     _save(Path(path), [row for row in rows if len(row[0]) <= LONGEST])
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there and can be read to its end (each part of the file has a checksum)."""
+    try:
+        load_shard(path)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return False
+    return True
 
 
 def _save(path: Path, rows: Sequence[tuple[list[int], list[bool]]]) -> None:

@@ -79,11 +79,22 @@ ABILITIES = {
 
 
 async def measure(
-    model: ChatModel, worlds: Sequence[World], *, seed: int = 0, concurrency: int = 32
+    model: ChatModel,
+    worlds: Sequence[World],
+    *,
+    seed: int = 0,
+    concurrency: int = 32,
+    on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Share]:
-    """The share of each of `ABILITIES`; the worlds' seeds decide the cases. A reply that cannot be read is wrong."""
+    """The share of each of `ABILITIES`; the worlds' seeds decide the cases. A reply that cannot be read is wrong.
+
+    `on_case`: told how many of how many cases are done.
+    """
     limit = asyncio.Semaphore(concurrency)
     results: dict[str, list[bool]] = {name: [] for name in ABILITIES}
+    cases = [
+        case for world in worlds for case in _Probes(model, world, random.Random(f"measure {world.seed} {seed}")).all()
+    ]
 
     async def probe(name: str, work: Callable[[], Awaitable[bool]]) -> None:
         async with limit:
@@ -91,12 +102,11 @@ async def measure(
                 results[name].append(await work())
             except (ModelError, JudgeError):
                 results[name].append(False)
+            on_case(sum(map(len, results.values())), len(cases))
 
     async with asyncio.TaskGroup() as group:
-        for world in worlds:
-            probes = _Probes(model, world, random.Random(f"measure {world.seed} {seed}"))
-            for name, work in probes.all():
-                group.create_task(probe(name, work))
+        for name, work in cases:
+            group.create_task(probe(name, work))
     return {name: Share(sum(answers), len(answers)) for name, answers in results.items()}
 
 

@@ -31,7 +31,8 @@ _WHERE = tuple(f" in {source}" for source in SOURCES)
 _VIA = tuple(f" via {relation}" for relation in RELATION)
 """Where a step goes follows its relation at once, so that looking it up is looking at what follows a token."""
 _SLOT = re.compile(
-    rf"(?:{'|'.join((*_WHERE, *_VIA))})\b|\b(?:{'|'.join((*RELATION, *SOURCES))})\b|\b(?:{'|'.join(_FIRST)})(?:{'|'.join(SYLLABLES)}){{1,2}}\b|\d"
+    rf"(?:{'|'.join((*_WHERE, *_VIA))})\b|\b(?:{'|'.join((*RELATION, *SOURCES))})\b"
+    rf"|\b(?:{'|'.join(_FIRST)})(?:{'|'.join(SYLLABLES)}){{1,2}}\b|\d"
 )
 
 

@@ -3,48 +3,55 @@
     dialogues → tokenizer → shards of token ids → steps of AdamW → checkpoint, metrics, curves
 
 One folder holds all of it. A run that was killed goes on from its last checkpoint and takes the same steps as one that
-was not; two processes cannot train into one folder.
+was not, to the last bit; two processes cannot train into one folder. Every file is written whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
+import io
 import json
+import math
 import os
+import pickle
 import random
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy
 
-from mia.errors import ConfigError, LearnError
+from mia.errors import ConfigError, LearnError, require
 from mia.learn.warmup import initialisation, lessons, tokenizer
 from mia.learn.warmup.dialogues import dialogues
 from mia.learn.warmup.lessons import Shard
+from mia.world.seeds import TRAIN
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
 """The version of a checkpoint, in its config.json as `mia_format`."""
-_SAMPLE_WORLDS = 24
-"""Worlds whose dialogues the tokenizer is made from."""
+_LOG_EVERY = 20
+"""Steps between two lines of the metrics."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the weights."""
 
-    steps: int = 3_600
+    steps: int = 4_500
     batch_tokens: int = 3_072
     """Tokens of one step, padding included."""
-    shards: int = 8
-    """Of `lessons.WORLDS_PER_SHARD` worlds each; when they are used up, they come again in another order."""
+    shards: int = 10
+    """When they are used up, they come again in another order."""
+    worlds_per_shard: int = 100
+    tokenizer_worlds: int = 24
+    """Worlds whose dialogues the tokenizer is made from."""
     rate: float = 3e-3
     """Peak learning rate of AdamW."""
     warmup: int = 50
@@ -56,9 +63,22 @@ class Recipe:
     """Steps in which half of the batches are random tokens, said twice; later a twentieth."""
     seed: int = 1
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+    def __post_init__(self) -> None:
+        """Raises ConfigError for numbers that no training can be made of."""
+        counts = ("steps", "batch_tokens", "shards", "worlds_per_shard", "tokenizer_worlds", "warmup")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}.", wanted="a whole number from 1 up")
+        for name in ("rate", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name} is {getattr(self, name)}.", wanted="a number above 0")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}.", wanted="a whole number from 0 up, below 2**63")
+        if self.shards * self.worlds_per_shard > len(TRAIN):
+            raise ConfigError(
+                f"{self.shards} shards of {self.worlds_per_shard} worlds are more than there are for training.",
+                wanted=f"at most {len(TRAIN):,} worlds",
+            )
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,7 @@ class Progress:
     done: int
     total: int
     loss: float | None = None
-    """Nats per learned token, averaged over the last steps."""
+    """Nats per learned token, averaged over the last steps; None before there are any."""
     tokens: int = 0
     seconds: float = 0.0
 
@@ -84,40 +104,56 @@ def train(
     recipe: Recipe,
     *,
     on_progress: OnProgress,
+    stop: Callable[[], bool] = lambda: False,
     save_every: int = 200,
     processes: int = 2,
     threads: int = 1,
-) -> Path:
+) -> Path | None:
     """Train, or go on training, in a folder; returns the folder of the finished model (`folder`/model).
 
-    Raises ConfigError for a folder that holds another recipe's training or that another process trains into, LearnError
-    if the loss becomes NaN.
+    `stop`: asked after each step; once it says yes, the checkpoint is saved and None returned. `processes`: those that
+    build dialogues; with 1 this one does. Raises ConfigError for a folder that cannot be written, that holds another
+    recipe's training or that another process trains into; LearnError if the loss becomes NaN, if the checkpoint cannot
+    be read, and if a process that builds dialogues dies.
     """
-    import torch
-
+    torch: Any = require("torch", extra="local", purpose="training")
     torch.set_num_threads(threads)
-    folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         _check_recipe(folder, recipe)
         kept = folder / "tokenizer"
-        if not (kept / "tokenizer.json").is_file():
-            _make_tokenizer(recipe).save_pretrained(kept)
+        if not kept.is_dir():
+            _save_folder(kept, [_make_tokenizer(recipe)])
         shards = lessons.build_shards(
             folder / "lessons",
             kept,
             recipe.shards,
+            worlds=recipe.worlds_per_shard,
             seed=recipe.seed,
             processes=processes,
             on_shard=lambda done, total: on_progress(Progress("dialogues", done, total)),
         )
-        _take_steps(folder, recipe, shards, on_progress, save_every)
+        if not _take_steps(folder, recipe, shards, on_progress, stop, save_every):
+            return None
         return _export(folder, recipe)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a training's metrics: step, loss (nats a learned token, the mean since the row before), rate, tokens
+    and seconds, so far. Rows that a crash tore are passed over."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and {"step", "loss", "rate", "tokens", "seconds"} <= row.keys():
+                rows.append(row)
+    return rows
 
 
 def _make_tokenizer(recipe: Recipe) -> Any:
     said = [
         turn.message
-        for world in lessons.train_worlds(0, _SAMPLE_WORLDS)
+        for world in lessons.train_worlds(0, recipe.tokenizer_worlds)
         for dialogue in dialogues(world, recipe.seed)
         for turn in dialogue.turns
     ]
@@ -126,7 +162,14 @@ def _make_tokenizer(recipe: Recipe) -> Any:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    lock: IO[str] = (folder / "lock").open("w")
+    """Nobody else trains into the folder meanwhile. The lock ends with the process, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"'{folder}' cannot hold a training ({error.strerror}).", wanted="a folder that can be written to"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,20 +182,37 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _check_recipe(folder: Path, recipe: Recipe) -> None:
     path = folder / "recipe.json"
-    page = json.dumps(asdict(recipe), indent=2, sort_keys=True)
-    if path.is_file() and path.read_text(encoding="utf-8") != page:
-        raise ConfigError(
-            f"'{folder}' holds the training of another recipe.",
-            wanted="the same settings as in its recipe.json, or another folder",
-            hint="--out ANOTHER",
-        )
-    _write(path, page)
+    wanted = asdict(recipe)
+    if path.is_file():
+        try:
+            # What a recipe of an earlier MIA does not name, it had as the defaults say.
+            kept = asdict(Recipe()) | json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"cannot read '{path}': {error}.", wanted="the recipe of the training there", hint="--out ANOTHER"
+            ) from error
+        if other := sorted(name for name in kept.keys() | wanted.keys() if kept.get(name) != wanted.get(name)):
+            differences = ", ".join(f"{name} ({kept.get(name)} there, {wanted.get(name)} now)" for name in other)
+            raise ConfigError(
+                f"'{folder}' holds the training of another recipe: it differs in {differences}.",
+                wanted="the same settings, or another folder",
+                hint="--out ANOTHER",
+            )
+    _write(path, json.dumps(wanted, indent=2, sort_keys=True).encode())
 
 
 # ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _take_steps(folder: Path, recipe: Recipe, shards: Sequence[Path], on_progress: OnProgress, save_every: int) -> None:
+def _take_steps(
+    folder: Path,
+    recipe: Recipe,
+    shards: Sequence[Path],
+    on_progress: OnProgress,
+    stop: Callable[[], bool],
+    save_every: int,
+) -> bool:
+    """Whether all steps were taken, and not stopped before the last."""
     import torch
 
     words = _load_tokenizer(folder)
@@ -162,44 +222,46 @@ def _take_steps(folder: Path, recipe: Recipe, shards: Sequence[Path], on_progres
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
-    checkpoint = folder / "checkpoint.pt"
-    first, tokens, seconds = 0, 0, 0.0
-    if checkpoint.is_file():
-        kept = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        first, tokens, seconds = kept["step"], kept["tokens"], kept["seconds"]
-    metrics = folder / "metrics.jsonl"
-    _cut_metrics(metrics, first)
+    first, tokens, seconds, losses = _restore(folder / "checkpoint.pt", model, optimizer)
+    _cut_metrics(folder, first)
     batches = _batches(shards, recipe, first, len(words), words.pad_token_id)
+    on_progress(Progress("steps", first, recipe.steps, None, tokens, seconds))
     begun = time.monotonic() - seconds
-    losses: list[float] = []
     model.train()
-    with metrics.open("a", encoding="utf-8") as log:
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
         for step in range(first, recipe.steps):
             ids, learned = next(batches)
             rate = initialisation.warmed_rate(step, recipe.steps, recipe.rate, warmup=recipe.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss = _loss(model, ids, learned)
-            if not torch.isfinite(loss):
-                raise LearnError(f"the loss became {loss.item()} at step {step}.", hint="a smaller --rate")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            # Before they reach the weights, so that the last checkpoint stays one to go on from.
+            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                raise LearnError(
+                    f"the loss became {loss.item()}, its gradient {norm.item()}, at step {step + 1}.",
+                    hint="a smaller --rate, into another --out",
+                )
             optimizer.step()
             tokens += ids.numel()
             losses.append(loss.item())
             seconds = time.monotonic() - begun
-            if (step + 1) % 20 == 0 or step + 1 == recipe.steps:
+            last = step + 1 == recipe.steps
+            if (step + 1) % _LOG_EVERY == 0 or last:
                 mean = sum(losses) / len(losses)
                 losses.clear()
                 row = {"step": step + 1, "loss": mean, "rate": rate, "tokens": tokens, "seconds": round(seconds, 1)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 on_progress(Progress("steps", step + 1, recipe.steps, mean, tokens, seconds))
-            if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
-                _save(checkpoint, model, optimizer, step + 1, tokens, seconds)
+            stopped = not last and stop()
+            if (step + 1) % save_every == 0 or last or stopped:
+                _save(folder / "checkpoint.pt", model, optimizer, step + 1, tokens, seconds, losses)
+            if stopped:
+                return False
+    return True
 
 
 def _loss(model: Any, ids: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
@@ -279,11 +341,13 @@ def _load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder / "tokenizer")
 
 
-def _save(path: Path, model: Any, optimizer: Any, step: int, tokens: int, seconds: float) -> None:
-    """Whole or not at all."""
+def _save(
+    path: Path, model: Any, optimizer: Any, step: int, tokens: int, seconds: float, losses: Sequence[float]
+) -> None:
+    """`losses`: those since the last line of the metrics."""
     import torch
 
-    fresh = path.with_suffix(f".{os.getpid()}.tmp")
+    content = io.BytesIO()
     torch.save(
         {
             "model": model.state_dict(),
@@ -291,17 +355,38 @@ def _save(path: Path, model: Any, optimizer: Any, step: int, tokens: int, second
             "step": step,
             "tokens": tokens,
             "seconds": seconds,
+            "losses": list(losses),
         },
-        fresh,
+        content,
     )
-    fresh.replace(path)
+    _write(path, content.getvalue())
 
 
-def _cut_metrics(path: Path, step: int) -> None:
-    """Leave out what was written after the checkpoint that a training goes on from."""
-    if path.is_file():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        _write(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+def _restore(path: Path, model: Any, optimizer: Any) -> tuple[int, int, float, list[float]]:
+    """Go back to a checkpoint: steps taken, tokens, seconds, losses since the last line of the metrics. Without one,
+    nothing was done yet. Raises LearnError for one that cannot be read."""
+    import torch
+
+    if not path.is_file():
+        return 0, 0, 0.0, []
+    try:
+        kept = torch.load(path, weights_only=True)
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        return kept["step"], kept["tokens"], kept["seconds"], list(kept.get("losses", ()))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise LearnError(
+            f"the checkpoint '{path}' cannot be read ({why[:200]}).",
+            wanted="a checkpoint of this training, whole",
+            hint=f"rm '{path}' and the same command: the steps begin anew, the dialogues are kept",
+        ) from error
+
+
+def _cut_metrics(folder: Path, step: int) -> None:
+    """Leave out what was written after the checkpoint that a training goes on from, and what a crash tore."""
+    rows = [row for row in read_metrics(folder) if row["step"] <= step]
+    _write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _export(folder: Path, recipe: Recipe) -> Path:
@@ -316,12 +401,33 @@ def _export(folder: Path, recipe: Recipe) -> Path:
     model.config.mia_format = FORMAT
     model.config.mia_recipe = asdict(recipe)
     out = folder / "model"
-    model.save_pretrained(out)
-    words.save_pretrained(out)
+    _save_folder(out, [model, words])
     return out
 
 
-def _write(path: Path, text: str) -> None:
-    fresh = path.with_suffix(f".{os.getpid()}.tmp")
-    fresh.write_text(text, encoding="utf-8")
+def _save_folder(folder: Path, parts: Sequence[Any]) -> None:
+    """Let each part save itself into the folder, which takes its name when all have."""
+    import transformers
+
+    from mia.models.weights import silenced
+
+    fresh = folder.with_suffix(".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with silenced(transformers):
+        for part in parts:
+            part.save_pretrained(fresh)
+    for file in fresh.iterdir():
+        # Weights are written for their owner alone, and a package is read by everybody.
+        file.chmod(0o644)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    fresh = path.with_suffix(f"{path.suffix}.tmp")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     fresh.replace(path)
