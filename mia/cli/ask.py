@@ -51,9 +51,10 @@ def ask(
     The answer alone goes to stdout; what happens on the way to stderr. `mia show last` opens all of it up again.
 
     Without a model, the passages that the documents hold are shown instead, and the exit status is 1, as wherever there
-    is no answer. With nothing configured at all, the small embedded model answers in the offline world.
+    is no answer. With nothing configured at all, the small embedded model answers in the offline world (see
+    `mia world show`).
     """
-    from mia.cli.embedded import announce_embedded, embedded_default
+    from mia.cli.embedded import announce_embedded, check_askable, embedded_default
     from mia.cli.passages import EXIT_STATUS, show_passages, shows_passages
     from mia.evals.tasks import make_task
     from mia.types import Image
@@ -86,6 +87,7 @@ def ask(
     show_again = "mia show"
     if embedded is not None:
         config = embedded
+        asyncio.run(check_askable([task.question], config, typed))
         asyncio.run(announce_embedded(config, typed))
         # What it answers is kept in a home of its own.
         show_again = shlex.join(("mia", "--home", str(config.home), "show"))

@@ -5,16 +5,19 @@ Never over documents of the user: where there are some and no model, passages ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mia.cli import output
 from mia.cli.endpoints import advise
-from mia.errors import MissingExtra, install_hint
+from mia.cli.stages import one_line
+from mia.errors import MissingExtra, RecordError, install_hint
 
 if TYPE_CHECKING:
     from mia.config import Config, ModelSettings, ModelsSettings, Section
+    from mia.types import Question
 
     SectionKind = TypeVar("SectionKind", bound=Section)
 
@@ -22,6 +25,8 @@ WORLD_FOLDER = "world"
 """In the home: a world's memory, apart from what is remembered of the user's own questions."""
 
 _LIBRARIES = ("torch", "transformers")
+_SHOWN_QUESTION = 80
+"""Characters of a question that an error quotes."""
 
 
 def names_model(config: Config) -> bool:
@@ -84,6 +89,41 @@ async def announce_embedded(config: Config, typed: Sequence[str]) -> None:
         "No model and no documents are configured: the small embedded model answers, from the offline world "
         f"{config.search.world}. For your own, {advice.says}: {advice.command}"
     )
+
+
+async def check_askable(questions: Sequence[Question], config: Config, typed: Sequence[str]) -> None:
+    """Raises RecordError where a question is not about this world, in its language: the embedded model knows no other,
+    and would make something up. `config`: with the embedded settings."""
+    from mia.world.facts import World
+    from mia.world.language import RELATIONS, write_question
+    from mia.world.questions import chains
+
+    world = World.make(config.search.world)
+    names = frozenset(name for kind in world.entities.values() for name in kind)
+    strange = [question for question in questions if not _is_about(names, question)]
+    if not strange:
+        return
+    quoted = f"'{one_line(strange[0].text, _SHOWN_QUESTION)}'"
+    if len(questions) > 1:
+        quoted = f"{len(strange)} of the {len(questions)} questions, the first '{strange[0].id}': {quoted}"
+    example = write_question(next(chains(world)), 0)
+    asking = [example if word.strip() == strange[0].text else word for word in typed]
+    if asking == list(typed):
+        asking = ["ask", example]
+    advice = await advise(config, typed, documents=True)
+    raise RecordError(
+        f"no model and no documents are configured, and the offline world {world.seed}, which is asked then, knows "
+        f"{len(names)} names and {len(RELATIONS)} relations between them. It cannot be asked {quoted}.",
+        wanted=f'a question about these names, such as "{example}" (`mia world show` prints more of them)',
+        hint=f"{shlex.join(('mia', *asking))}\n  For questions of your own, {advice.says}: {advice.command}",
+    )
+
+
+def _is_about(names: Collection[str], question: Question) -> bool:
+    from mia.world.language import read_question
+
+    chain = read_question(question.text)
+    return chain is not None and chain.entity in names
 
 
 def _sections(config: Config) -> list[ModelSettings]:

@@ -58,9 +58,9 @@ def run(
     Every finished question is one line of episodes.jsonl in the run's folder. Ctrl-C finishes the questions under way
     and stops; a second one stops at once. Either way `--resume` goes on, and no question is lost or asked twice.
 
-    With nothing configured at all, the small embedded model answers in the offline world.
+    With nothing configured at all, the small embedded model answers in the offline world (see `mia world show`).
     """
-    from mia.cli.embedded import announce_embedded, embedded_default
+    from mia.cli.embedded import announce_embedded, check_askable, embedded_default
     from mia.cli.passages import shows_passages
     from mia.evals.tasks import read_tasks
 
@@ -89,6 +89,7 @@ def run(
     embedded = embedded_default(config)
     if embedded is not None:
         config = embedded
+        asyncio.run(check_askable([task.question for task in tasks], config, typed))
         asyncio.run(announce_embedded(config, typed))
     folder = out or Path("runs") / questions.name.removesuffix(".gz").removesuffix(".jsonl")
     progress = asyncio.run(_run(folder, tasks, config, resume=resume, json=json))

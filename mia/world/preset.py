@@ -23,7 +23,7 @@ MEMORY: dict[str, Any] = {
     "embedder": "hashing",
     "k_positive": 3,
     "k_negative": 1,
-    "floor": 0.0,
+    "floor": -1.0,
     "coverage_weight": 4.0,
 }
 """Of `memory`: questions of the world are alike in most words, and each of their parts has a route of its own."""

@@ -1,4 +1,4 @@
-"""`mia demo`: what it prints where, the folder it keeps, and when it fails."""
+"""`mia demo --recorded`: what it prints where, the folder it keeps, and when it fails."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import mia
-from mia.cli import demo
+from mia.cli.demo import recorded
 from mia.cli.main import app
-from mia.errors import ConfigError, CorpusError, ReplayMismatch, StoreError
+from mia.errors import CorpusError, ReplayMismatch
 
 
 def run(home: Path, *arguments: str) -> Result:
-    result = CliRunner().invoke(app, ["demo", "--home", str(home), *arguments])
+    result = CliRunner().invoke(app, ["demo", "--recorded", "--home", str(home), *arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -67,19 +67,6 @@ def test_it_begins_afresh_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert again["episodes"][0]["recall"]["shown"] == []
 
 
-def test_it_leaves_a_folder_of_others_alone(tmp_path: Path) -> None:
-    (tmp_path / "memory.db").write_text("mine")
-    with pytest.raises(ConfigError, match="not of a demonstration"):
-        run(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["memory.db"]
-
-
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="cannot write in the folder"):
-        run(tmp_path / "file" / "demo")
-
-
 def test_settings_of_the_machine_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIA_MODELS__PLANNER__PROVIDER", "openai")
     monkeypatch.setenv("MIA_MEMORY__ENABLED", "false")
@@ -88,9 +75,9 @@ def test_settings_of_the_machine_change_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_it_fails_where_recording_and_documents_do_not_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = shutil.copytree(demo.demo_data(), tmp_path / "data")
+    data = shutil.copytree(recorded.demo_data(), tmp_path / "data")
     (data / "docs" / "triton.md").unlink()
-    monkeypatch.setattr(demo, "demo_data", lambda: data)
+    monkeypatch.setattr(recorded, "demo_data", lambda: data)
     with pytest.raises(ReplayMismatch, match=r"solar-06: nothing that was found holds .*Triton"):
         run(tmp_path / "home")
 
@@ -100,8 +87,8 @@ def test_the_data_are_found_inside_a_wheel_and_missed_where_they_are_not(
 ) -> None:
     monkeypatch.setattr(mia, "__file__", str(tmp_path / "mia" / "__init__.py"))
     with pytest.raises(CorpusError, match="not installed"):
-        demo.demo_data()
+        recorded.demo_data()
     inside = tmp_path / "mia" / "examples" / "solar_system"
     inside.mkdir(parents=True)
     (inside / "recording.jsonl").touch()
-    assert demo.demo_data() == inside
+    assert recorded.demo_data() == inside

@@ -7,14 +7,19 @@ import shlex
 from pathlib import Path
 
 import pytest
+from embedded_team import needs_embedded_model
 from program import Program
 
 from mia.cli import embedded, endpoints
 from mia.cli.embedded import announce_embedded, embedded_default
-from mia.config import Config, load_config
+from mia.cli.stages import one_line
+from mia.config import WORLD_SEED, Config, load_config
 from mia.errors import MissingExtra
 from mia.types import Role
 from mia.world import preset
+from mia.world.facts import World
+from mia.world.language import read_question
+from mia.world.questions import tasks
 
 DOCS = Path(__file__).parents[2] / "examples" / "solar_system" / "docs"
 
@@ -40,7 +45,7 @@ def test_with_nothing_configured_every_role_is_the_embedded_model_in_a_home_of_i
         assert (model.provider, model.path, model.prompts) == ("local", "", "compact")
         assert (model.context_window, model.max_tokens) == (1536, 256)
     assert config.models.cold_start is None
-    assert (config.search.engine, config.search.k) == ("world", 2)
+    assert (config.search.engine, config.search.k) == ("world", preset.PASSAGES)
     assert config.search.world == load_config().search.world
     memory = config.memory
     assert (memory.embedder, memory.k_positive, memory.k_negative) == ("hashing", 3, 1)
@@ -133,15 +138,73 @@ async def test_one_line_says_who_answers_and_what_to_type(capsys: pytest.Capture
     assert line.endswith(shlex.join(command))
 
 
-@pytest.mark.skip(reason="until the embedded model and the world's engine are built into the team")
+@needs_embedded_model
 def test_ask_and_run_say_in_one_line_who_answers(program: Program) -> None:
-    Path("questions.jsonl").write_text('{"id": "q", "question": "What is the mayor of Melotu ?"}\n')
-    for command in (("ask", "What is the mayor of Melotu ?"), ("run", "questions.jsonl")):
+    (task,) = tasks(World.make(WORLD_SEED), 1)
+    question = task.question.text
+    Path("questions.jsonl").write_text(json.dumps({"id": "q", "question": question}))
+    for command in (("ask", question), ("run", "questions.jsonl")):
         ended = program(*command)
+        assert ended.code == 0
         first = ended.stderr.splitlines()[0]
         assert first.startswith("No model and no documents are configured: the small embedded model answers")
         assert "--corpus ./docs --base-url URL --model NAME" in first
     assert Path(".mia/world/memory.db").exists()
     assert not Path(".mia/memory.db").exists()
     shown = json.loads(program("--home", ".mia/world", "show", "last", "--json").stdout)
-    assert shown["question"]["text"] == "What is the mayor of Melotu ?"
+    assert shown["question"]["text"] == question
+
+
+STRANGE = [
+    "Who found Titan?",
+    "What is the mayor of Paris?",
+    f"What is the weather of {World.make(WORLD_SEED).entities['city'][0]}?",
+    "What is the mayor?",
+    "unknown " * 500,
+]
+
+
+@pytest.mark.parametrize("question", STRANGE)
+def test_what_the_world_cannot_be_asked_is_refused_before_anything_happens(question: str, program: Program) -> None:
+    ended = program("ask", question, "--frozen")
+    assert (ended.code, ended.stdout) == (2, "")
+    said, wanted, attempt, other = ended.stderr.splitlines()
+    assert said.startswith(f"Error: no model and no documents are configured, and the offline world {WORLD_SEED}")
+    assert "knows 60 names and 20 relations" in said
+    assert one_line(question, 80) in said
+    assert "`mia world show`" in wanted
+    assert other.endswith("--frozen --corpus ./docs --base-url URL --model NAME")
+    assert not Path(".mia").exists()
+    # What it says to type is the same command with a question that this world answers.
+    name, *typed = shlex.split(attempt.removeprefix("  Try: "))
+    assert (name, typed[0], typed[2:]) == ("mia", "ask", ["--frozen"])
+    assert f'"{typed[1]}"' in wanted
+    chain = read_question(typed[1])
+    assert chain is not None
+    assert World.make(WORLD_SEED).answer(chain)
+
+
+def test_the_example_is_of_the_world_that_is_configured(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIA_SEARCH__WORLD", "7")
+    (task,) = tasks(World.make(WORLD_SEED), 1)
+    ended = program("ask", task.question.text)
+    assert ended.code == 2
+    assert "the offline world 7," in ended.stderr
+    chain = read_question(shlex.split(ended.stderr.splitlines()[2])[3])
+    assert chain is not None
+    assert World.make(7).answer(chain)
+
+
+def test_a_run_with_a_question_that_is_not_of_the_world_asks_none(program: Program) -> None:
+    stream = [task.question.text for task in tasks(World.make(WORLD_SEED), 3)]
+    lines = [*stream[:2], "Who found Titan?", stream[2], "Who found Ceres?"]
+    Path("questions.jsonl").write_text(
+        "\n".join(json.dumps({"id": f"q{number}", "question": line}) for number, line in enumerate(lines))
+    )
+    ended = program("run", "questions.jsonl")
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "2 of the 5 questions, the first 'q2': 'Who found Titan?'" in ended.stderr
+    assert "mia ask 'What is the " in ended.stderr
+    assert "mia run questions.jsonl --corpus ./docs --base-url URL --model NAME" in ended.stderr
+    assert not Path(".mia").exists()
+    assert not Path("runs").exists()

@@ -7,6 +7,7 @@ is told in `memory_work.py`.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -85,12 +86,12 @@ class Worker:
 
 class Nursery:
     """Where workers come from. `inside`: the beginning of a command that runs another one in surroundings of its own;
-    all workers live in these then."""
+    all workers live in these then. `imports`: modules that are imported once for all of them."""
 
-    def __init__(self, *inside: str) -> None:
+    def __init__(self, *inside: str, imports: Sequence[str] = ()) -> None:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(PATIENCE)
-        arguments = [*inside, sys.executable, __file__, str(theirs.fileno())]
+        arguments = [*inside, sys.executable, __file__, str(theirs.fileno()), *imports]
         paths = [*map(str, Path(__file__).parents[:2]), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self._process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], env=environment)
@@ -150,9 +151,12 @@ class Nursery:
 # ── the nursery's own process ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, imports: Sequence[str]) -> None:
     """Fork workers until the story has gone."""
     import memory_work
+
+    for module in imports:
+        importlib.import_module(module)
 
     with socket.socket(fileno=descriptor) as line:
         while True:
@@ -198,4 +202,4 @@ def _work(work: Any, arguments: dict[str, Any], descriptors: Sequence[int]) -> N
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), sys.argv[2:])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mia.agents.protocol import read_reply
-from mia.cli.demo import check, demo_config, demo_data, play, prepare
+from mia.cli.demo.recorded import check, demo_data, play, prepare
 from mia.errors import MiaError
 from mia.evals.tasks import read_tasks
 from mia.models import build_models
@@ -28,7 +28,7 @@ from mia.store import open_store
 from mia.types import Episode, Step
 
 if TYPE_CHECKING:
-    from mia.cli.demo import Played
+    from mia.cli.demo.watching import Played
 
 DATA = demo_data()
 
@@ -59,8 +59,7 @@ Settings = dict[str, dict[str, Any]]
 
 async def live_through(data: Path, home: Path, settings: Settings | None = None) -> tuple[list[Played], ReplayModel]:
     """The ten questions over the documents and the recording in `data`; `settings` changes sections of the page."""
-    prepare(home, data)
-    config = demo_config(home, data)
+    config = prepare(home, data)
     for section, changes in (settings or {}).items():
         config = config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
     models = build_models(config.models)
@@ -193,7 +192,7 @@ async def test_a_plan_speaks_of_earlier_workflows_only_where_some_were_shown(tmp
 
 def test_another_process_finds_what_was_learned(tmp_path: Path) -> None:
     home = tmp_path / "demo"
-    mia("demo", "--fast", "--home", str(home))
+    mia("demo", "--recorded", "--fast", "--home", str(home))
     settings = str(home / "mia.toml")
     found = json.loads(mia("--config", settings, "memory", "search", "Where was the astronomer born?", "--json"))
     best = found[0]["memory"]

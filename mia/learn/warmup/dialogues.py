@@ -29,6 +29,7 @@ from mia.tools.search import SearchTool
 from mia.types import (
     Answer,
     Attempt,
+    Episode,
     Memory,
     MemoryKind,
     Message,
@@ -152,18 +153,22 @@ class _Lesson:
 
     async def give(self) -> list[Dialogue]:
         for _ in range(_TASKS_PER_WORLD):
-            chain = next(self._stream)
-            await self._whole_line(chain)
+            await self._whole_line(self._chain())
+            await self._planned(self._chain())
             for _ in range(2):
-                await self._planned(self._deep())
-                await self._plan(self._deep())
-            if self._chance.random() < 0.2:
-                await self._unplanned(next(self._stream))
+                await self._plan(self._chain())
+            if self._chance.random() < 0.15:
+                await self._unplanned(self._chain())
         return self._recorder.dialogues
 
-    def _deep(self) -> Chain:
-        """A chain; of two, the longer one: long walks need the most practice."""
-        return max(next(self._stream), next(self._stream), key=lambda chain: len(chain.relations))
+    def _chain(self) -> Chain:
+        """The next chain of the stream; at times one that takes more practice: the longest of a few, or one with a
+        relation that is kept under another entity."""
+        chains = [next(self._stream) for _ in range(3)]
+        kind = self._chance.random()
+        if kind < 0.35:
+            return max(chains, key=lambda chain: sum(bool(self._world.keeping[name].via) for name in chain.relations))
+        return max(chains, key=lambda chain: len(chain.relations)) if kind < 0.6 else chains[0]
 
     def _task(self, chain: Chain) -> Task:
         text = write_question(chain, self._chance.randrange(PARAPHRASES))
@@ -182,8 +187,7 @@ class _Lesson:
         )
         task = self._task(chain)
         episode = await answer(task, team, Ledger("lesson"))
-        if self._chance.random() < 0.6:
-            await Compressor(self._recorder, style=STYLE).compress(episode, Ledger("lesson"))
+        await self._compressed(task, episode.attempts)
         steps = tuple(step for attempt in episode.attempts for step in attempt.trace.steps)
         last = episode.attempts[-1]
         if last.answer is not None and self._chance.random() < 0.4:
@@ -210,8 +214,11 @@ class _Lesson:
         task = self._task(chain)
         plan = Plan(text=write_plan(route))
         execution = await self._executor().execute(task.question, plan, "", Ledger("lesson"))
-        if execution.answer is not None and self._chance.random() < 0.2:
-            await self._judged(chain, task, Attempt(plan=plan, trace=execution.trace, answer=execution.answer))
+        attempt = Attempt(plan=plan, trace=execution.trace, answer=execution.answer)
+        if self._chance.random() < 0.5:
+            await self._compressed(task, (attempt,))
+        if attempt.answer is not None and self._chance.random() < 0.6:
+            await self._judged(chain, task, attempt)
 
     async def _unplanned(self, chain: Chain) -> None:
         """The Executor alone; at times it must answer before it is done."""
@@ -220,11 +227,16 @@ class _Lesson:
         memories = present.for_executor(self._past.recalled(chain)) if self._chance.random() < 0.2 else ""
         await self._executor(calls).execute(task.question, None, memories, Ledger("lesson"))
 
+    async def _compressed(self, task: Task, attempts: tuple[Attempt, ...]) -> None:
+        """The Manager's workflow of these attempts."""
+        episode = Episode(id="ep-lesson", question=task.question, started_at=0.0, attempts=attempts)
+        await Compressor(self._recorder, style=STYLE).compress(episode, Ledger("lesson"))
+
     async def _judged(self, chain: Chain, task: Task, attempt: Attempt) -> None:
         """Reviewed as it is, or with something wrong about it."""
-        if self._chance.random() < 0.5:
+        if self._chance.random() < 0.6:
             task, attempt = self._spoil(chain, task, attempt)
-        if self._chance.random() < 0.7:
+        if self._chance.random() < 0.85:
             await PeerJudge(self._recorder, style=STYLE).judge(task, attempt, Ledger("lesson"))
         else:
             await LlmJudge(self._recorder, style=STYLE).judge(task, attempt, Ledger("lesson"))

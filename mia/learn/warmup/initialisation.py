@@ -69,7 +69,10 @@ def _structure(model: LlamaForCausalLM, generator: torch.Generator) -> None:
     content, received = basis[:width], (basis[width : 2 * width], basis[2 * width : 3 * width])
     constant = torch.zeros(HIDDEN)
     constant[-1] = 1.0
-    model.model.embed_tokens.weight[:, -1] = _CONSTANT
+    embeddings = model.model.embed_tokens.weight
+    # Of one length, so that the constant is the same for every token once the layer has normalised it.
+    embeddings[:, :-1] *= _SPREAD * math.sqrt(HIDDEN - 1) / embeddings[:, :-1].norm(dim=1, keepdim=True)
+    embeddings[:, -1] = _CONSTANT
     half = width // 2
     frequencies = _ROPE_THETA ** (-torch.arange(half) / half)
 

@@ -69,11 +69,12 @@ class Past:
     def _tries(self, relation: str) -> Iterator[RouteStep]:
         """Steps to one relation, until it is found or hope is lost: wrong sources first, at times."""
         route = self._world.route(relation)
-        if self._chance.random() < 0.45:
-            yield RouteStep(relation, self._chance.choice(SOURCES))
+        guess = self._chance.choice(SOURCES) if self._chance.random() < 0.45 else ""
+        if guess:
+            yield RouteStep(relation, guess)
             if self._chance.random() < 0.3:
                 return
-        if len(route) == 2 and self._chance.random() < 0.7:
+        if len(route) == 2 and guess != route[-1].source and self._chance.random() < 0.7:
             yield RouteStep(relation, route[-1].source)
         yield from route
 
