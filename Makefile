@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[local,plots,web,dev]"
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## Watch MIA research recorded questions, remember and replan: no key, no network.
+demo: $(STAMP)  ## Watch a small model research a made-up world: plan, fail, remember, replan. No key, no network.
 	$(BIN)/mia demo
 
 test: $(STAMP)  ## Run the tests (under five minutes on two cores).

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import pytest
+from embedded_team import Watched, embedded_model, everybody, needs_embedded_model, settings
 from fake_endpoint import FakeEndpoint, Received, says, sends
 
 from mia.config import load_config
@@ -23,6 +24,8 @@ from mia.models.openai import Endpoint, OpenAIModel
 from mia.models.scripted import ScriptedModel
 from mia.team import build_team
 from mia.types import Outcome, Question, Role, Task
+from mia.world.facts import World
+from mia.world.questions import tasks
 
 DOCS = Path(__file__).parents[2] / "examples" / "solar_system" / "docs"
 SECRET = "planted-reference-5127"
@@ -86,6 +89,30 @@ async def test_a_planted_reference_reaches_the_judge_alone(tmp_path: Path, judge
     assert any(path.name == "memory.db" for path in searched)
     for path in searched:
         assert SECRET.encode() not in path.read_bytes(), path
+
+
+@needs_embedded_model
+@pytest.mark.parametrize("judge", ["reference", "llm", "auto"])
+async def test_no_role_of_the_embedded_model_sees_it_but_the_judge(tmp_path: Path, judge: str) -> None:
+    """Nothing is scripted here: what travels, travels by itself."""
+    config = settings(tmp_path, judge__kind=judge, line__judge="each")
+    model, judging = (Watched(embedded_model()) for _ in range(2))
+    team = build_team(config, models=everybody(model, judge=judging))
+    events: list[object] = []
+    for task in tasks(World.make(config.search.world), 6):
+        ledger = Ledger(task.question.id, on_event=events.append, stream=True)
+        episode = await live(Task(question=task.question, references=(SECRET, *task.references)), team, ledger)
+        assert SECRET not in episode.model_dump_json()
+        assert not episode.failures
+    await team.close()
+    await model.close()
+    await judging.close()
+    assert SECRET not in str(events)
+    assert SECRET not in str(model.requests)
+    assert (SECRET in str(judging.requests)) is (judge == "llm")
+    assert {request.purpose for request in model.requests} >= {"plan", "execute", "reflect", "replan", "compress"}
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("heals", [True, False])

@@ -71,10 +71,12 @@ ABILITIES = {
     "executor follows an oracle's plan": "the answer is the truth",
     "executor says unknown in a wrong source": "a hop of the plan names a source that has nothing",
     "planner writes the route found in memory": "for every relation that a memory of a correct answer found",
+    "  of these, kept under another entity": "the route has two steps: to that entity, and under it",
     "planner reflects": "yes after unknown, no after an answer",
     "planner replans elsewhere": "the hop that failed, in a source that was not tried",
     "manager writes the workflow": "every search with its outcome, in order",
     "judge agrees with the truth": "where the trajectory decides it: no patchy source was believed",
+    "  of these, a step is missing": "the question asks for one relation more than was searched for",
 }
 
 
@@ -96,17 +98,23 @@ async def measure(
         case for world in worlds for case in _Probes(model, world, random.Random(f"measure {world.seed} {seed}")).all()
     ]
 
-    async def probe(name: str, work: Callable[[], Awaitable[bool]]) -> None:
+    done = 0
+
+    async def probe(names: Sequence[str], work: Callable[[], Awaitable[bool]]) -> None:
+        nonlocal done
         async with limit:
             try:
-                results[name].append(await work())
+                right = await work()
             except (ModelError, JudgeError):
-                results[name].append(False)
-            on_case(sum(map(len, results.values())), len(cases))
+                right = False
+            for name in names:
+                results[name].append(right)
+            done += 1
+            on_case(done, len(cases))
 
     async with asyncio.TaskGroup() as group:
-        for name, work in cases:
-            group.create_task(probe(name, work))
+        for names, work in cases:
+            group.create_task(probe(names, work))
     return {name: Share(sum(answers), len(answers)) for name, answers in results.items()}
 
 
@@ -123,31 +131,35 @@ class _Probes:
         self._planner = Planner(model, style=STYLE)
         self._past = Past(world, chance)
 
-    def all(self) -> list[tuple[str, Callable[[], Awaitable[bool]]]]:
-        """(ability, case): what chance decides is decided here, so that concurrency changes nothing."""
-        found: list[tuple[str, Callable[[], Awaitable[bool]]]] = []
-        follows, unknown, remembers, reflects, replans, compresses, judges = ABILITIES
+    def all(self) -> list[tuple[tuple[str, ...], Callable[[], Awaitable[bool]]]]:
+        """(abilities, case): what chance decides is decided here, so that concurrency changes nothing."""
+        found: list[tuple[tuple[str, ...], Callable[[], Awaitable[bool]]]] = []
+        follows, unknown, remembers, remembers_kept, reflects, replans, compresses, judges, misses = ABILITIES
         for chain in islice(chains(self._world, 7), QUESTIONS_PER_WORLD):
             question = Question(id="measure", text=write_question(chain, self._chance.randrange(PARAPHRASES)))
             oracle = self._world.oracle(chain)
-            found.append((follows, partial(self._follows, question, chain, oracle)))
+            found.append(((follows,), partial(self._follows, question, chain, oracle)))
             wrong = self._wrong(oracle)
             if wrong is not None:
-                found.append((unknown, partial(self._unknown, question, wrong)))
-                found.append((replans, partial(self._replans, question, chain, wrong)))
+                found.append(((unknown,), partial(self._unknown, question, wrong)))
+                found.append(((replans,), partial(self._replans, question, chain, wrong)))
             recall = Recall(for_planner=present.for_planner(self._past.recalled(chain)))
-            if set(chain.relations) & routes_in_memory(recall.for_planner).keys():
-                found.append((remembers, partial(self._remembers, question, chain, recall)))
+            known = routes_in_memory(recall.for_planner)
+            if told := set(chain.relations) & known.keys():
+                kept = any(len(known[relation]) > 1 for relation in told)
+                names = (remembers, remembers_kept) if kept else (remembers,)
+                found.append((names, partial(self._remembers, question, chain, recall)))
             route = wrong if wrong is not None and self._chance.random() < 0.5 else oracle
-            found.append((reflects, partial(self._reflects, question, route)))
-            found.append((compresses, partial(self._compresses, question, route)))
+            found.append(((reflects,), partial(self._reflects, question, route)))
+            found.append(((compresses,), partial(self._compresses, question, route)))
             spoilt = self._chance.choice(("", "", "answer", "question"))
             lie = self._chance.choice([name for names in self._world.entities.values() for name in names])
             ways = [other.name for other in RELATIONS if other.subject == RELATION[chain.relations[-1]].object]
             longer = Chain(chain.entity, (*chain.relations, self._chance.choice(ways)))
             other = write_question(longer, self._chance.randrange(PARAPHRASES)) if spoilt == "question" else ""
             said = lie if spoilt == "answer" else ""
-            found.append((judges, partial(self._judges, question, chain, route, said, other)))
+            names = (judges, misses) if other else (judges,)
+            found.append((names, partial(self._judges, question, chain, route, said, other)))
         return found
 
     def _wrong(self, oracle: Sequence[RouteStep]) -> tuple[RouteStep, ...] | None:

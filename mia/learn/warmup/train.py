@@ -173,10 +173,16 @@ def _alone(folder: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ConfigError(
                 f"another process is training into '{folder}'.", hint="wait for it, or --out ANOTHER"
             ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"'{folder}' cannot be locked against other trainings ({error.strerror}).",
+                wanted="a folder on a file system with locks",
+                hint="--out ANOTHER",
+            ) from error
         yield
 
 
