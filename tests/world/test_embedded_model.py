@@ -25,12 +25,12 @@ LARGEST = 8_000_000
 
 LEAST = {
     "executor follows an oracle's plan": 0.9,
-    "executor says unknown in a wrong source": 0.6,
-    "planner writes the route found in memory": 0.7,
-    "planner reflects": 0.9,
-    "planner replans elsewhere": 0.6,
-    "manager writes the workflow": 0.2,
-    "judge agrees with the truth": 0.6,
+    "executor says unknown in a wrong source": 0.8,
+    "planner writes the route found in memory": 0.65,
+    "planner reflects": 0.95,
+    "planner replans elsewhere": 0.9,
+    "manager writes the workflow": 0.75,
+    "judge agrees with the truth": 0.7,
 }
 """Shares that must be reached: below those in the card, for few worlds leave much to chance."""
 
@@ -47,7 +47,8 @@ def shares() -> dict[str, Share]:
 
 
 def test_every_ability_has_a_least_share() -> None:
-    assert LEAST.keys() == ABILITIES.keys()
+    whole = {name for name in ABILITIES if not name.startswith(" ")}
+    assert LEAST.keys() == whole
 
 
 @pytest.mark.parametrize("ability", LEAST)
