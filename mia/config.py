@@ -275,7 +275,7 @@ class SearchSettings(Section):
     """Which embedder fuses with the lexical ranks; "auto": static where the extra `local` is installed, else off."""
     images: str = ""
     """The cache folder of the image-to-image search."""
-    world: int = Field(default=WORLD_SEED, ge=0)
+    world: int = Field(default=WORLD_SEED, ge=0, lt=1_000_000)
     """For "world": the seed that makes it."""
 
 

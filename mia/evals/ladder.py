@@ -47,6 +47,7 @@ from mia.errors import (
     RealCallForbidden,
 )
 from mia.evals.ladder_results import Answered, Result, ResultLog
+from mia.evals.run import first_error
 from mia.memory.compress import RULES
 from mia.models import Models, build_models
 from mia.models.base import ChatModel, ChatReply, ChatRequest
@@ -186,7 +187,11 @@ def digest(folder: Path) -> str:
             with path.open("rb") as file:
                 total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
-        raise ConfigError(f"cannot read the model in '{folder}': {error.strerror}.") from error
+        raise ConfigError(
+            f"cannot read the model in '{folder}': {error.strerror}.",
+            wanted="a folder of transformers, as `mia world train` leaves it in model/",
+            hint="--model FOLDER",
+        ) from error
     return total.hexdigest()[:12]
 
 
@@ -550,7 +555,7 @@ async def _measure(job: _Job, send: Send) -> None:
                 known = {name: result for (where, name), result in job.done.items() if where == seed}
                 group.create_task(_measure_world(stream, job.settings.rungs, known, send))
     except* MiaError as errors:
-        raise _first(errors) from None
+        raise first_error(errors) from None
     finally:
         await models.close()
 
@@ -570,11 +575,3 @@ async def _measure_world(stream: _Stream, rungs: Sequence[Rung], known: Mapping[
         for rung in rungs:
             if rung.name not in known:
                 running[rung.name] = group.create_task(measure(rung))
-
-
-def _first(errors: BaseExceptionGroup[MiaError]) -> MiaError:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, MiaError)
-    return error

@@ -178,7 +178,7 @@ class Runner:
                 for _ in range(min(self._concurrency, len(self._open))):
                     group.create_task(self._work(tasks))
         except* MiaError as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
 
     async def _close(self) -> None:
         await self._run.log.close()
@@ -245,7 +245,7 @@ class Runner:
         return "ep-" + hashlib.sha256(f"{self._run.id}\n{task.question.id}".encode()).hexdigest()[:20]
 
 
-def _first(errors: BaseExceptionGroup[MiaError]) -> MiaError:
+def first_error(errors: BaseExceptionGroup[MiaError]) -> MiaError:
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -178,6 +178,7 @@ class Sampler:
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
+        died: BaseException | None = None
         try:
             with torch.inference_mode():
                 while (new := self._next()) is not None:
@@ -186,21 +187,28 @@ class Sampler:
                     if self._rows:
                         self._guard(tuple(self._rows), self._step)
                         self._sweep()
+        except BaseException as error:
+            died = error
+            raise
         finally:
-            self._end()
+            self._end(died)
 
-    def _end(self) -> None:
-        """Nobody is left waiting when the thread is gone."""
+    def _end(self, died: BaseException | None) -> None:
+        """Nobody is left waiting when the thread is gone. `died`: of what, where it was not closed."""
         with self._wake:
             self._closed = True
             jobs = [*(row.job for row in self._rows), *self._waiting]
             calls, self._rows, self._waiting, self._calls = self._calls, [], deque(), []
-        gone = ModelUnavailable(f"the model {self.weights.name} was closed while it was answering.")
+        how = f"ended ({type(died).__name__}: {str(died)[:300]})" if died is not None else "was closed"
+        gone = ModelUnavailable(
+            f"the model {self.weights.name} {how} while it was answering.", hint="build the models anew"
+        )
         for job in jobs:
             if not job.cancelled:
                 self._guard((), job.done, gone)
         for _, future, _ in calls:
-            future.set_exception(gone)
+            if future.set_running_or_notify_cancel():
+                future.set_exception(gone)
         self._slots.release()
         self._finished.clear()
 
@@ -243,11 +251,13 @@ class Sampler:
 
     def _sweep(self) -> None:
         """Let rows leave: keep what may be begun from again, close the gap, tell who asked."""
+        failed = False
         for slot in range(len(self._rows) - 1, -1, -1):
             row = self._rows[slot]
             if not row.leaves:
                 continue
             if row.failure is not None:
+                failed = True
                 self._slots.wipe(slot)
             else:
                 kept = row.sequence()[: row.read]
@@ -258,7 +268,8 @@ class Sampler:
                 self._slots.move(len(self._rows), slot, last.read)
             if not row.job.cancelled:
                 self._guard((), row.report)
-        if not self._rows and self._slots.bytes > _IDLE_BYTES_KEPT:
+        # After a failure too: what was wanted may be more than there is memory for, and must not be wanted for good.
+        if not self._rows and (failed or self._slots.bytes > _IDLE_BYTES_KEPT):
             self._slots.release()
 
     # ── joining ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -487,7 +498,10 @@ def _power(number: int) -> int:
 
 
 def _resolve(future: Future[Any], function: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return  # Whoever asked for it went away before it began.
     try:
         future.set_result(function())
-    except Exception as error:  # noqa: BLE001 — handed on to whoever waits for it.
+    # Also what is no Exception: a panic in a library of Rust is none.
+    except BaseException as error:  # noqa: BLE001 — handed on to whoever waits for it.
         future.set_exception(error)

@@ -81,9 +81,16 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return self.keys[target.first : last, :, : target.length], self.values[target.first : last, :, : target.length]
 
     def resize(self, slots: int, columns: int) -> None:
-        self._size = (slots, columns)
-        if self.is_initialized:
-            self.keys, self.values = (_grown(old, slots, columns) for old in (self.keys, self.values))
+        """Grow to at least so much; a layer that has it already is left alone."""
+        size = max(slots, self._size[0]), max(columns, self._size[1])
+        if self.is_initialized and size != self._size:
+            self.keys, self.values = (_grown(old, *size) for old in (self.keys, self.values))
+        self._size = size
+
+    def release(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized = False
+        self._size = (0, 0)
 
     def get_seq_length(self) -> int:
         return self._target.length
@@ -116,12 +123,16 @@ class Slots:
         """Make room for so many conversations of so many tokens."""
         if slots <= self._slots and columns <= self._columns:
             return
-        self._slots = max(slots, self._slots)
+        slots = max(slots, self._slots)
         if columns > self._columns:
             # Half as much again as before: growing copies everything.
-            self._columns = max(-(-columns // _COLUMNS) * _COLUMNS, self._columns + self._columns // 2)
+            columns = max(-(-columns // _COLUMNS) * _COLUMNS, self._columns + self._columns // 2)
+        else:
+            columns = self._columns
         for layer in self._layers:
-            layer.resize(self._slots, self._columns)
+            layer.resize(slots, columns)
+        # Only now: where memory ran out half-way, the next call tries again.
+        self._slots, self._columns = slots, columns
 
     def prefill(self, first: int, starts: Sequence[int], length: int) -> None:
         """Aim the next call of the network: rows from slot `first` on, each writing from its start; the longest then
@@ -168,8 +179,7 @@ class Slots:
         """Let go of the buffers; nothing is running."""
         self._slots = self._columns = 0
         for layer in self._layers:
-            layer.keys = layer.values = None
-            layer.is_initialized = False
+            layer.release()
 
 
 @dataclass(eq=False)

@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mia.errors import ConfigError, MissingExtra, install_hint, require
+from mia.errors import ConfigError, MissingExtra, RealCallForbidden, install_hint, require
+from mia.models import real_calls_forbidden
 
 BASE = "__base__"
 """The name that peft gives to "no adapter" in a batch of several."""
@@ -32,13 +33,15 @@ _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HINT = "set models.*.path to a folder that transformers wrote (save_pretrained of the model and of its tokenizer)"
 _ENDPOINT_HINT = "serve it with an endpoint (vLLM, llama.cpp, Ollama) and set models.*.base_url"
+_RUNS_CODE = False
+"""Said, and not left out: left out, transformers asks whoever sits at the terminal, and runs it for a "y"."""
 _LAYER_TYPES = frozenset(("full_attention", "sliding_attention"))
 
 
 class Weights:
     """The network, its tokenizer, and the LoRA adapters that are loaded beside it.
 
-    Not safe to call from several threads: its owner calls it from one.
+    The network and the adapters are for one thread, its owner's; the tokenizer (`render`, `encode`, `decode`) for any.
     """
 
     def __init__(self, network: Any, tokenizer: Any, folder: Path) -> None:
@@ -54,6 +57,7 @@ class Weights:
         """The tokens that end a turn."""
         self._layer_types, self._sliding_window = _layer_types(config, folder)
         self._quick = getattr(tokenizer, "backend_tokenizer", None)
+        self._special = _special(tokenizer)
         self._tuner: Any = None
         self._adapters: dict[str, str] = {}
         self._rows = _RowAdapters()
@@ -63,13 +67,14 @@ class Weights:
     def load(cls, path: str, *, device: str = "cpu") -> Weights:
         """Read a folder, or a name at the hub. float32 on a CPU, bfloat16 elsewhere.
 
-        Raises ConfigError for whatever cannot be used, MissingExtra without torch or transformers.
+        Raises ConfigError for whatever cannot be used, MissingExtra without torch or transformers, RealCallForbidden
+        for a name that is not on this machine where real calls are off.
         """
         torch = require("torch", extra="local", purpose=_PURPOSE)
         transformers = require("transformers", extra="local", purpose=_PURPOSE)
         place = _device(torch, device)
         folder = find_folder(path)
-        _check_config(folder)
+        check_files(folder)
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
         with silenced(transformers):
             tokenizer = _read_tokenizer(transformers, folder)
@@ -139,7 +144,13 @@ class Weights:
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         """The prompt for the assistant's next turn, by the tokenizer's chat template."""
-        return str(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        said = [{**message, "content": self._defused(message["content"])} for message in messages]
+        return str(self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+
+    def _defused(self, content: str) -> str:
+        """What is said in a conversation with a space in all that the tokenizer would take for a special token: a
+        document must not end a turn, nor begin another."""
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", content) if self._special else content
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a rendered prompt, which already holds its special tokens."""
@@ -330,33 +341,47 @@ class _RowAdapters:
 
 
 def find_folder(path: str) -> Path:
-    """The folder of a model: the path itself, or what the hub gives for a name. Raises ConfigError."""
+    """The folder of a model: the path itself, or what the hub gives for a name. Raises ConfigError, and
+    RealCallForbidden where the network would have to be asked and real calls are off."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if not _HUB_NAME.fullmatch(path) or path.startswith("."):
+    if not is_hub_name(path):
         raise ConfigError(f"there is no folder '{path}' to read a model from.", hint=_HINT)
     return _from_hub(path)
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether this could be the name of a model at the hub ("owner/model"), and not only a path."""
+    return _HUB_NAME.fullmatch(path) is not None
 
 
 def _from_hub(name: str) -> Path:
     hub = require("huggingface_hub", extra="local", purpose="models of a hub")
     errors = (OSError, ValueError, RuntimeError)
-    try:
-        return Path(hub.snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
-    except errors:
-        pass  # Not on this machine yet.
+    with contextlib.suppress(*errors):  # Not on this machine yet.
+        cached = Path(hub.snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
+        # Others leave parts in the cache: a tokenizer alone, say.
+        if (cached / "config.json").is_file() and any(cached.glob("*.safetensors")):
+            return cached
+    if real_calls_forbidden():
+        raise RealCallForbidden(
+            f"real calls are forbidden in this process, and the hub was to be asked for '{name}', which is not on this "
+            "machine.",
+            hint=_HINT,
+        )
     try:
         return Path(hub.snapshot_download(name, allow_patterns=_FILES))
     except errors as error:
         raise ConfigError(
-            f"'{name}' is no folder here, and the hub did not give a model of that name "
-            f"({str(error).splitlines()[0][:200]}).",
+            f"'{name}' is no folder here, and the hub did not give a model of that name ({_first_line(error)}).",
             hint=f"{_HINT}, or try again with a network",
         ) from error
 
 
-def _check_config(folder: Path) -> None:
+def check_files(folder: Path) -> None:
+    """Whether configuration and weights are there, of a format that is read, and whole; nothing is loaded. Raises
+    ConfigError, and MissingExtra without safetensors."""
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it.", hint=_HINT)
@@ -394,8 +419,11 @@ def _tensors(file: Path, hint: str) -> Iterator[tuple[str, Sequence[int], dict[s
 
 def _read_tokenizer(transformers: Any, folder: Path) -> Any:
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=_RUNS_CODE
+        )
     except Exception as error:  # The tokenizers library raises plain Exception for a broken file.
+        _refuse_code(error, folder)
         raise ConfigError(
             f"cannot read the tokenizer in '{folder}' ({_first_line(error)}).",
             wanted="tokenizer.json and tokenizer_config.json",
@@ -414,6 +442,7 @@ def _read_network(transformers: Any, folder: Path, dtype: Any) -> Any:
     options = {
         "dtype": dtype,
         "local_files_only": True,
+        "trust_remote_code": _RUNS_CODE,
         "use_safetensors": True,
         "output_loading_info": True,
         # Told below, with the tensor's name, instead of in a report on stderr.
@@ -435,6 +464,7 @@ def _read_network(transformers: Any, folder: Path, dtype: Any) -> Any:
     except ImportError as error:
         raise MissingExtra(f"'{folder}' cannot be read: {_first_line(error)}.", hint=install_hint("local")) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        _refuse_code(error, folder)
         raise ConfigError(
             f"cannot read a causal language model from '{folder}' ({_first_line(error)}).", hint=_HINT
         ) from error
@@ -451,6 +481,16 @@ def _read_network(transformers: Any, folder: Path, dtype: Any) -> Any:
             hint=_HINT,
         )
     return network
+
+
+def _refuse_code(error: Exception, folder: Path) -> None:
+    """Raise ConfigError if a folder cannot be read without the code that it brings along."""
+    if "trust_remote_code" in str(error):
+        raise ConfigError(
+            f"the model in '{folder}' brings code of its own, and code of a folder is never run here.",
+            wanted="an architecture and a tokenizer that the installed transformers knows",
+            hint=_ENDPOINT_HINT,
+        ) from error
 
 
 def _check_vocabulary(network: Any, tokenizer: Any, folder: Path) -> None:
@@ -473,6 +513,14 @@ def _end_ids(network: Any, tokenizer: Any) -> frozenset[int]:
         elif given is not None:
             found.update(given)
     return frozenset(found)
+
+
+def _special(tokenizer: Any) -> re.Pattern[str] | None:
+    """Finds the texts of the tokens that end a turn, begin one, and the like; None: there are none."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    # A single letter cannot be broken.
+    texts = sorted({text for text in (*added, *tokenizer.all_special_tokens) if len(text) > 1}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 
 def _layer_types(config: Any, folder: Path) -> tuple[tuple[str, ...], int]:

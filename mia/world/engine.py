@@ -60,7 +60,7 @@ class WorldEngine:
         return f"world {self.world.seed}"
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """A query that names no source, or several, finds nothing."""
+        """A query that names no source, or several, finds nothing; nor does one that wants no passage."""
         # Yields once, so that many questions side by side take turns.
         await asyncio.sleep(0)
         return [self._find(query, k) for query in queries]
@@ -69,6 +69,8 @@ class WorldEngine:
         """Nothing to let go of."""
 
     def _find(self, text: str, k: int) -> list[Passage]:
+        if k < 1:
+            return []
         words = [word.lower() for word in _WORD.findall(text)]
         named = {word for word in words if word in SOURCES}
         if len(named) != 1:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from demo_stage import WORLD, stream, teachers
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from mia.cli.demo.folder import STREAMS
 from mia.cli.demo.streams import Row, measure
+from mia.cli.demo.world import table
 from mia.evals.ladder import choose
 from mia.store import open_store
 from mia.world.facts import World
@@ -97,9 +100,20 @@ async def test_every_stream_is_measured_and_kept(tmp_path: Path) -> None:
 def test_the_halves_are_two_halves_of_the_accuracy(correct: list[tuple[bool, ...]]) -> None:
     row = Row(RUNG, tuple(correct))
     assert row.accuracy is not None
+    assert row.halves is not None
     assert sum(row.halves) / 2 == pytest.approx(row.accuracy.estimate)
     mirrored = Row(RUNG, tuple(world[::-1] for world in correct))
     assert mirrored.halves == row.halves[::-1]
+
+
+def test_streams_of_one_question_have_no_halves() -> None:
+    row = Row(RUNG, ((True,), (False,)))
+    assert row.accuracy is not None
+    assert row.halves is None
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table([row]))
+    assert isinstance(console.file, io.StringIO)
+    assert "–" in console.file.getvalue()
 
 
 @given(WORLDS)

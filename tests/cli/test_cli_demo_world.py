@@ -89,6 +89,7 @@ def test_the_table_fits_a_terminal(width: int, tmp_path: Path) -> None:
     assert max(map(len, lines)) <= width
     for row in shown.rows:
         assert row.accuracy is not None
+        assert row.halves is not None
         first, second = (f"{100 * half:.0f}" for half in row.halves)
         (line,) = (line for line in lines if line.strip().startswith(f"{row.rung.title}  "))
         assert f"{100 * row.accuracy.estimate:.0f} (" in line

@@ -160,14 +160,30 @@ async def test_an_endpoint_that_is_none_is_said_to_be_none(tmp_path: Path) -> No
     assert "not as an OpenAI-compatible endpoint" in str(only("model", page)["says"])
 
 
-@pytest.mark.parametrize(("path", "says"), [("", "the embedded model"), (".", "the folder"), ("some/name", "a hub's")])
-def test_a_model_in_this_process_is_named_and_not_loaded(tmp_path: Path, path: str, says: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "ok", "says"),
+    [
+        ("", True, "the embedded model, in this process"),
+        ("whole", True, "the folder 'whole', in this process"),
+        ("torn", False, "cannot read '"),
+        (".", False, "'.' holds no model: there is no config.json"),
+        ("some/name", True, "'some/name' of the hub or its cache here"),
+        ("./gone", False, "there is no folder 'gone'"),
+    ],
+)
+def test_a_model_in_this_process_is_looked_at_and_not_loaded(tmp_path: Path, path: str, ok: bool, says: str) -> None:
+    for name in ("whole", "torn"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        # A header of two bytes, and no tensor.
+        (tmp_path / name / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    (tmp_path / "torn" / "model.safetensors").write_bytes(b"\x02")
     toml = f'[models.default]\nprovider = "local"\npath = "{path}"\n[search]\nengine = "world"\nworld = 7\n'
     page = doctor(tmp_path, "--json", toml=toml)
     finding = only("model", page)
     if importlib.util.find_spec("torch") is None:
         assert (finding["ok"], "[local]" in str(finding["hint"])) == (False, True)
     else:
-        assert finding["ok"]
-        assert str(finding["says"]).startswith(says)
+        assert (finding["ok"], str(finding["says"])[: len(says)]) == (ok, says)
+        assert ok or finding["hint"]
     assert (only("search", page)["ok"], only("search", page)["says"]) == (True, "the offline world 7")

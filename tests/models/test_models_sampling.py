@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,16 @@ def test_a_failure_of_one_request_is_its_own(sampler: Sampler) -> None:
     assert ask(sampler, prompt(2), 20).result(30).ids == good.result().ids, "the thread goes on"
 
 
+def test_room_that_there_is_not_is_wanted_once_and_not_for_good(sampler: Sampler) -> None:
+    slots = sampler._slots
+    reserve = slots.reserve
+    slots.reserve = lambda rows, columns: reserve(rows, 1 << 52)  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="failed while sampling"):
+        ask(sampler, prompt(1)).result(30)
+    slots.reserve = reserve  # type: ignore[method-assign]
+    assert ask(sampler, prompt(1)).result(30).ids
+
+
 def test_numbers_that_are_none_fail_the_row_and_do_not_spread(llama: str) -> None:
     weights = Weights.load(llama)
     with torch.no_grad():
@@ -327,6 +338,51 @@ def test_numbers_that_are_none_fail_the_row_and_do_not_spread(llama: str) -> Non
         replies = {ids: ask(sampler, ids, 6) for ids in expected}
     assert {ids: reply.result(30).ids for ids, reply in replies.items()} == expected
     sampler.close()
+
+
+def test_a_call_that_nobody_waits_for_any_more_is_not_made(sampler: Sampler) -> None:
+    made: list[int] = []
+    with together(sampler):
+        dropped, kept = (sampler.call(lambda number=number: made.append(number)) for number in (1, 2))
+        assert dropped.cancel()
+    kept.result(30)
+    assert made == [2]
+    assert ask(sampler, prompt(1)).result(30).ids, "the thread goes on"
+
+
+def test_a_call_that_fails_fails_for_who_asked(sampler: Sampler) -> None:
+    """Whatever it raises: those of libraries in Rust are no `Exception`."""
+    for failure in (ValueError, SystemExit):
+        with pytest.raises(failure):
+            sampler.call(partial(_fail, failure)).result(30)
+    assert ask(sampler, prompt(1)).result(30).ids, "the thread goes on"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_tells_everybody_what_of(sampler: Sampler) -> None:
+    with together(sampler):
+        dying = ask(sampler, prompt(1), max_tokens=400, take=lambda _: _fail(SystemExit))
+        waiting = ask(sampler, prompt(2), max_tokens=400)
+    for future in (dying, waiting):
+        with pytest.raises(ModelUnavailable, match=r"ended \(SystemExit"):
+            future.result(30)
+    with pytest.raises(ModelUnavailable, match="closed"):
+        ask(sampler, prompt(1))
+
+
+def _fail(failure: type[BaseException]) -> Any:
+    raise failure("on purpose")
+
+
+def test_closing_passes_over_a_call_that_nobody_waits_for(sampler: Sampler) -> None:
+    with together(sampler):
+        dropped, kept = sampler.call(lambda: 1, after="busy"), sampler.call(lambda: 2, after="busy")
+        working = ask(sampler, prompt(1), max_tokens=400, adapter="busy")
+        assert dropped.cancel()
+        sampler.close(timeout=0)
+    for waiting in (kept, working):
+        with pytest.raises(ModelUnavailable):
+            waiting.result(30)
 
 
 def test_closing_fails_what_is_under_way_and_refuses_what_comes(sampler: Sampler) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +69,31 @@ def test_more_room_keeps_what_is_there_and_wiping_forgets_it() -> None:
     assert ids_in(slots, 0, 3) == [1, 2, 3]
     slots.release()
     assert slots.bytes == 0
+
+
+def test_room_that_could_not_be_made_is_not_counted() -> None:
+    slots = filled([1, 2, 3])
+    before = slots.bytes
+    with pytest.raises(RuntimeError, match=r"memory|overflow|size"):
+        slots.reserve(2, 1 << 52)
+    assert ids_in(slots, 0, 3) == [1, 2, 3]
+    slots.reserve(2, 300)
+    assert slots.bytes > before
+    slots.move(0, 1, 3)
+    assert ids_in(slots, 1, 3) == [1, 2, 3]
+
+
+def test_room_given_back_is_not_made_again_until_it_is_needed() -> None:
+    slots = filled([1, 2, 3])
+    small = slots.bytes
+    slots.reserve(8, 4_000)
+    slots.release()
+    slots.reserve(1, 3)
+    slots.prefill(0, [0], 1)
+    states = torch.ones(1, HEADS, 1, WIDTH)
+    for layer in range(LAYERS):
+        slots.cache.update(states, states, layer)
+    assert slots.bytes == small
 
 
 def test_a_conversation_is_begun_from_the_longest_shared_beginning() -> None:

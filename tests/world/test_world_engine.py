@@ -63,6 +63,11 @@ async def test_a_query_that_names_no_source_or_several_finds_nothing(engine: Wor
     assert await engine.search([text.format(city)], 5) == [[]]
 
 
+@pytest.mark.parametrize("k", [0, -1])
+async def test_who_wants_no_passage_gets_none(engine: WorldEngine, k: int) -> None:
+    assert await engine.search([str(askable(engine.world)[0])] * 2, k) == [[], []]
+
+
 async def test_a_source_that_is_named_twice_is_named(engine: WorldEngine) -> None:
     kept, city = engine.world.keeping["mayor"], engine.world.entities["city"][0]
     query = f"mayor of {city} in {kept.patchy}"

@@ -82,10 +82,10 @@ class Row:
         return clustered(self.correct)
 
     @property
-    def halves(self) -> tuple[float, float]:
-        """The shares in the first and in the second half of the streams."""
+    def halves(self) -> tuple[float, float] | None:
+        """The shares in the first and in the second half of the streams; None for streams of one question."""
         first, second = zip(*((row[: len(row) // 2], row[len(row) // 2 :]) for row in self.correct), strict=True)
-        return _share(first), _share(second)
+        return (_share(first), _share(second)) if any(first) else None
 
     def step(self, below: Row) -> Interval | None:
         """How much higher the share is than that of another row, in the same worlds; None for fewer than two."""

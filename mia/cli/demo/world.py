@@ -212,11 +212,10 @@ def table(rows: Sequence[Row]) -> RenderableType:
         drawn.add_column(name, justify="right", no_wrap=True)
     below: Row | None = None
     for row in rows:
-        first, second = row.halves
         drawn.add_row(
             row.rung.title,
             _percent(row.accuracy),
-            f"{100 * first:.0f} → {100 * second:.0f}",
+            " → ".join(f"{100 * half:.0f}" for half in row.halves) if row.halves else "–",
             _percent(row.step(below), signed=True) if below is not None else "",
         )
         below = row
