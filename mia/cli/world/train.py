@@ -152,9 +152,9 @@ class _Stopping:
         self._watch = watch
 
     def interrupted(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or self._watch.stage != "steps":
+        again, self.asked = self.asked, True
+        if again or self._watch.stage != "steps":
             raise KeyboardInterrupt
-        self.asked = True
 
 
 @contextmanager

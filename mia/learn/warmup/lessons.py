@@ -68,10 +68,12 @@ def build_shards(
     seed: int,
     processes: int,
     on_shard: Callable[[int, int], None],
+    stop: Callable[[], bool] | None = None,
 ) -> list[Path]:
     """Shards 0 to count - 1 of so many worlds each; those that are there and whole are kept.
 
-    `on_shard`: told how many of how many are ready. Nobody else may write into the folder meanwhile. Raises LearnError
+    `on_shard`: told how many of how many are ready. `stop`: asked before each world where this process builds them
+    itself; a yes raises KeyboardInterrupt. Nobody else may write into the folder meanwhile. Raises LearnError
     if a process that builds them dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def build_shards(
         _side_by_side(jobs, min(processes, len(jobs)), built)
     else:
         for job in jobs:
-            _build_shard(*job)
+            _build_shard(*job, stop)
             built()
     return paths
 
@@ -150,16 +152,19 @@ def _follow_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _build_shard(tokenizer_folder: str, path: str, number: int, worlds: int, seed: int) -> None:
+def _build_shard(
+    tokenizer_folder: str, path: str, number: int, worlds: int, seed: int, stop: Callable[[], bool] | None = None
+) -> None:
     # Without transformers, whose import takes longer than many a shard.
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(f"{tokenizer_folder}/tokenizer.json")
-    rows = [
-        encode(dialogue, tokenizer)
-        for world in train_worlds(number * worlds, worlds)
-        for dialogue in dialogues(world, seed)
-    ]
+    rows: list[tuple[list[int], list[bool]]] = []
+    for world in train_worlds(number * worlds, worlds):
+        if stop is not None and stop():
+            # Asked for where an exception of the signal's handler was lost, say in a callback.
+            raise KeyboardInterrupt
+        rows += [encode(dialogue, tokenizer) for dialogue in dialogues(world, seed)]
     _save(Path(path), [row for row in rows if len(row[0]) <= LONGEST])
 
 

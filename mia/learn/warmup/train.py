@@ -131,6 +131,7 @@ def train(
             seed=recipe.seed,
             processes=processes,
             on_shard=lambda done, total: on_progress(Progress("dialogues", done, total)),
+            stop=stop,
         )
         if not _take_steps(folder, recipe, shards, on_progress, stop, save_every):
             return None
