@@ -84,7 +84,7 @@ def ask(
         show_passages(task.question.text, config, typed, quiet=quiet, json=json)
         raise typer.Exit(EXIT_STATUS)
     embedded = embedded_default(config)
-    show_again = "mia show"
+    show_again = options.shared(context).command("show")
     if embedded is not None:
         config = embedded
         asyncio.run(check_askable([task.question], config, typed))

@@ -239,7 +239,10 @@ async def _configured(settings: ModelSettings, section: str) -> Finding:
         return Finding("model", False, error.got, error.hint)
     if not url and not key:
         return Finding(
-            "model", False, "no endpoint is configured", "see the endpoints below, or export OPENAI_API_KEY=…"
+            "model",
+            False,
+            "no endpoint is configured; until one is, the embedded model answers, from the offline world",
+            "see the endpoints below, or export OPENAI_API_KEY=…",
         )
     models = await models_at(url or "https://api.openai.com/v1", key, seconds=CONFIGURED_SECONDS)
     where = url or "OpenAI"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,12 @@ class Shared:
         from mia.config import load_config
 
         return load_config(self.config_file, {"home": self.home, **(flags or {})})
+
+    def command(self, *words: str) -> str:
+        """A command line that finds what this one found: `mia`, the options before the command as given, the words."""
+        given = {"--config": self.config_file, "--home": self.home}
+        before = [part for name, value in given.items() if value is not None for part in (name, str(value))]
+        return shlex.join(("mia", *before, *words))
 
 
 def shared(context: typer.Context) -> Shared:

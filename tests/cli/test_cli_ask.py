@@ -119,3 +119,9 @@ def test_an_answer_whose_support_could_not_be_judged_is_held_back_with_the_reaso
     assert (ended.code, ended.stdout) == (1, "")
     assert "The answer is held back: the support could not be judged: " in ended.stderr
     assert "Huygens" not in ended.stderr
+
+
+def test_the_command_that_opens_the_answer_again_has_the_options_that_came_before(tmp_path: Path) -> None:
+    assert Shared(config_file=None, home=None).command("show") == "mia show"
+    here = Shared(config_file=tmp_path / "my settings.toml", home=Path("elsewhere"))
+    assert here.command("show", "last") == f"mia --config '{tmp_path}/my settings.toml' --home elsewhere show last"
