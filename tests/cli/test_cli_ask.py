@@ -8,6 +8,8 @@ from pathlib import Path
 
 from program import Program
 
+from mia.cli.options import Shared
+
 DOCS = Path(__file__).parents[2] / "examples" / "solar_system" / "docs"
 QUESTION = ("ask", "Who found Titan?", "--corpus", DOCS, "--reference", "Huygens")
 
