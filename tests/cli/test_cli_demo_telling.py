@@ -62,7 +62,8 @@ def test_everything_that_happened_is_told(lived: list[Played]) -> None:
         assert f"{attempt.answer and attempt.answer.text}   {attempt.trace.steps[-1].thinking}" in text
     order = [text.index(f"    {label} ") for label in ("recall", "plan", "reflect", "replan", "judge", "remember")]
     assert order == sorted(order)
-    assert "first answer unjudged, final answer incorrect" in text
+    assert episode.verdict is not None
+    assert f"first answer unjudged, final answer {episode.verdict.outcome.value}" in text
     (memory,) = replanned.memories
     assert text.rstrip().endswith(memory.workflow.splitlines()[-1])
 

@@ -35,8 +35,10 @@ def test_every_ability_has_a_line_with_its_interval(program: Program, model: Pat
     assert ended.code == 0
     assert "trained on" not in ended.stderr
     for name in ABILITIES:
-        assert name in " ".join(ended.stdout.split())
-    assert ended.stdout.count("0.0% to ") == len(ABILITIES)
+        assert name.strip() in " ".join(ended.stdout.split())
+    # Of a part there may be no case in one world.
+    parts = sum(name.startswith(" ") for name in ABILITIES)
+    assert len(ABILITIES) - parts <= ended.stdout.count("0.0% to ") <= len(ABILITIES)
 
 
 @pytest.mark.usefixtures("short")

@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 from mia.agents.executor import Executor
@@ -29,12 +29,19 @@ WORLD = World.make(3)
 class Guesses(random.Random):
     """Chance that picks what it was told."""
 
-    def __init__(self, picks: Sequence[str]) -> None:
+    def __init__(self, picks: Sequence[str], *, methodical: bool) -> None:
         super().__init__()
         self.picks = list(picks)
+        self._methodical = methodical
+
+    def random(self) -> float:
+        return 0.0 if self._methodical else 1.0
 
     def choice(self, options: Sequence[Any]) -> Any:
-        pick = self.picks.pop(0) if self.picks else None
+        if not self.picks:
+            # A guess that is not said: the Executor looks for its next step even when it is told to answer.
+            return options[0]
+        pick = self.picks.pop(0)
         if pick not in options:
             raise LookupError
         return pick
@@ -55,8 +62,8 @@ def possible(role: Role, messages: tuple[Message, ...], said: str) -> bool:
     request = ChatRequest(messages=messages, role=role, purpose=purpose(role, messages[-1].content), question_id="")
     sources = re.findall("|".join(SOURCES), said) if role in (Role.PLANNER, Role.EXECUTOR) else []
     for count in range(len(sources) + 1):
-        for picks in combinations(sources, count):
-            chance = Guesses(picks)
+        for picks, methodical in product(combinations(sources, count), (True, False)):
+            chance = Guesses(picks, methodical=methodical)
             try:
                 if Teacher(chance).reply(request) == said and not chance.picks:
                     return True
