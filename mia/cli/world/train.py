@@ -86,6 +86,7 @@ def _train(out: Path, recipe: Recipe, *, processes: int, threads: int, save_ever
             recipe,
             on_progress=watch,
             stop=lambda: stopping.asked,
+            break_off=lambda: stopping.asked,
             save_every=save_every,
             processes=processes,
             threads=threads,

@@ -105,13 +105,15 @@ def train(
     *,
     on_progress: OnProgress,
     stop: Callable[[], bool] = lambda: False,
+    break_off: Callable[[], bool] | None = None,
     save_every: int = 200,
     processes: int = 2,
     threads: int = 1,
 ) -> Path | None:
     """Train, or go on training, in a folder; returns the folder of the finished model (`folder`/model).
 
-    `stop`: asked after each step; once it says yes, the checkpoint is saved and None returned. `processes`: those that
+    `stop`: asked after each step; once it says yes, the checkpoint is saved and None returned. `break_off`: asked while
+    dialogues are built here; a yes raises KeyboardInterrupt. `processes`: those that
     build dialogues; with 1 this one does. Raises ConfigError for a folder that cannot be written, that holds another
     recipe's training or that another process trains into; LearnError if the loss becomes NaN, if the checkpoint cannot
     be read, and if a process that builds dialogues dies.
@@ -131,7 +133,7 @@ def train(
             seed=recipe.seed,
             processes=processes,
             on_shard=lambda done, total: on_progress(Progress("dialogues", done, total)),
-            stop=stop,
+            stop=break_off,
         )
         if not _take_steps(folder, recipe, shards, on_progress, stop, save_every):
             return None
