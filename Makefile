@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: $(STAMP)  ## Watch a small model research a made-up world: plan, fail, remember, replan. No key, no network.
 	$(BIN)/mia demo
 
-test: $(STAMP)  ## Run the tests (under five minutes on two cores).
+test: $(STAMP)  ## Run the tests (five to nine minutes on two shared cores).
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)  ## Run the tests that take minutes.
