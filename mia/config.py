@@ -302,6 +302,76 @@ class RunSettings(Section):
     """Questions at a time."""
 
 
+class LearnSettings(Section):
+    """How Planner and Executor learn from what they did (docs/learning.md)."""
+
+    enabled: bool = False
+    """Learn from the stream of questions while it is answered (`mia run --learn`)."""
+    supervised: bool = True
+    """Reward against reference answers; else by peer review."""
+    batch: int = Field(default=32, ge=1)
+    """Questions in a batch of test-time learning, or in a step of a stage."""
+    samples: int = Field(default=4, ge=1, le=64)
+    """Rollouts of each question."""
+    into: Literal["both", "memory", "weights", "nothing"] = "both"
+    """What the rollouts of a stream go into."""
+    report: Literal["best", "random", "shortest", "longest", "first"] = "best"
+    """Which of a question's answers is reported: that of the plan which a model chooses, or by rule. By peer review it
+    is always a random one of those that were accepted."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the questions of a stream."""
+    reward: str = ""
+    """A reward function of yours, as "module:function", or a reward service's address; empty: the paper's."""
+    preset: Literal["default", "paper"] = "default"
+    """The Executor's accuracy reward: 0 or 1; or as the paper's code has it."""
+    weights: Literal["lora", "full"] = "lora"
+    """Train a LoRA adapter, or all weights."""
+    rank: int = Field(default=16, ge=1)
+    """Of the LoRA adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Of the LoRA adapter: its part is scaled by alpha / rank."""
+    rate: float = Field(default=1e-3, gt=0)
+    """Learning rate of AdamW: about 1e-3 for an adapter of the embedded model, 1e-6 to 1e-5 for large models."""
+    warmup: int = Field(default=0, ge=0)
+    """Optimizer steps over which the rate rises."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    passes: int = Field(default=1, ge=1)
+    """Times that an update goes over its rollouts."""
+    minibatch: int = Field(default=0, ge=0)
+    """Rollouts to an optimizer step; 0: all of an update."""
+    batch_tokens: int = Field(default=16_384, ge=1)
+    """Tokens to a micro-batch, padding included; only memory and speed depend on it."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """The policy's ratio is clipped below 1 - clip_low."""
+    clip_high: float = Field(default=0.28, gt=0)
+    """… and above 1 + clip_high."""
+    dual_clip: float = Field(default=3.0, ge=0)
+    """Bound of the loss of a token with a negative advantage, in multiples of it: above 1, or 0 for none."""
+    aggregate: Literal["token-mean", "sequence-mean"] = "token-mean"
+    """Average the loss over all tokens, or over each conversation first."""
+    kl: float = Field(default=0.02, ge=0)
+    """Weight of the divergence from the base model (k3)."""
+    deviation: bool = True
+    """Divide the advantage by the standard deviation of its group."""
+    epsilon: float = Field(default=0.1, ge=0)
+    """Added to that deviation: 1e-6 in the usual formula; more keeps small parts of a reward from filling the group."""
+    recompute: bool = False
+    """Take the probabilities before an update from the learner instead of the sampler."""
+    importance_cap: float = Field(default=2.0, gt=0)
+    """Largest weight of a token that another version sampled."""
+    max_staleness: int = Field(default=1, ge=0)
+    """Versions that a rollout may be behind; older ones are not learnt from."""
+    temperature: float = Field(default=1.0, gt=0)
+    """At which the learner's role is sampled."""
+    canary: int = Field(default=16, ge=0)
+    """Questions of a stream that are held out, to examine each new version with; 0: every version is kept."""
+    canary_margin: float = Field(default=0.05, ge=0, le=1)
+    """How much worse a version may do there and still be kept."""
+    keep: int = Field(default=8, ge=2)
+    """Versions that a prune leaves."""
+
+
 class Config(BaseSettings):
     """Everything that can be set, in one page."""
 
@@ -320,6 +390,7 @@ class Config(BaseSettings):
     embeddings: EmbeddingSettings = EmbeddingSettings()
     judge: JudgeSettings = JudgeSettings()
     run: RunSettings = RunSettings()
+    learn: LearnSettings = LearnSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -135,6 +135,7 @@ class Draft:
             stop=self._attempts[-1].trace.stop,
             usage=dict(self._ledger.usage),
             models=dict(self._ledger.models),
+            adapters=dict(self._ledger.adapters),
             prompts=self._team.prompts,
             failures=tuple(self._failures),
             config=self._team.config,

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mia.errors import RecordError
 
-EPISODE_VERSION = 2
+EPISODE_VERSION = 3
 MEMORY_VERSION = 2
 
 
@@ -490,6 +490,8 @@ class Episode(Record):
     usage: dict[Role, Usage] = {}
     models: dict[Role, str] = {}
     """The model that each role was asked through."""
+    adapters: dict[Role, str] = {}
+    """The version of its weights that answered for a role, where that was not the model as it came."""
     prompts: dict[str, str] = {}
     """Prompt name → version (a hash of its text)."""
     failures: tuple[Failure, ...] = ()
@@ -513,8 +515,12 @@ def new_id(prefix: str) -> str:
 
 R = TypeVar("R", bound="Record")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
-# Version 2 of both added fields that have defaults: the life cycle of a memory, and how a recall was scored.
-EPISODE_UPGRADES: Mapping[int, Upgrade] = {1: lambda content: {**content, "version": 2}}
+# Every step so far added fields that have defaults: with version 2 of both, the life cycle of a memory and how a recall
+# was scored; with version 3, the versions of weights that answered.
+EPISODE_UPGRADES: Mapping[int, Upgrade] = {
+    1: lambda content: {**content, "version": 2},
+    2: lambda content: {**content, "version": 3},
+}
 """version → a function that turns a record of that version into one of the next."""
 MEMORY_UPGRADES: Mapping[int, Upgrade] = {1: lambda content: {**content, "version": 2}}
 

@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 from mia.agents.citations import cite
@@ -115,6 +116,12 @@ class Executor:
         system = self._prompts.native.text if native else self._prompts.text.fill(tools=self.describe_tools())
         self._system = Message(role="system", content=system)
         self._window = min(model.context_window - model.max_tokens, settings.max_context_tokens)
+
+    def asking(self, model: ChatModel) -> Executor:
+        """The same Executor, asking another model of the same kind, e.g. one that records."""
+        other = copy(self)
+        other.model = model
+        return other
 
     @property
     def prompts(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from mia.agents.conversation import Messages, append_request
@@ -86,6 +87,12 @@ class Planner:
         self._cold_start_prompts = _PROMPTS.styled(cold_start_style)
         # Stands for the request that follows a trajectory, when room is measured.
         self._request_room = Message(role="user", content=self._prompts.reflect.text)
+
+    def asking(self, model: ChatModel) -> Planner:
+        """The same Planner, asking another model of the same kind, e.g. one that records."""
+        other = copy(self)
+        other._model = model
+        return other
 
     @property
     def wants_plan_pairs(self) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from mia import events
 from mia.errors import BudgetExceeded
 from mia.events import OnEvent, Retrying, TextArrived
-from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_prompt
+from mia.models.base import ChatModel, ChatReply, ChatRequest, TokenReply, estimate_prompt
 from mia.types import Role, Usage
 
 
@@ -134,6 +134,7 @@ class Ledger:
         self.on_event = on_event
         self.usage: dict[Role, Usage] = {}
         self.models: dict[Role, str] = {}
+        self.adapters: dict[Role, str] = {}
         self._account = Account(budget, "question", clock)
         self._accounts = (self._account,) if run is None else (self._account, run)
         self._turns: dict[tuple[Role, str], int] = {}
@@ -177,6 +178,8 @@ class Ledger:
             async with self._in_time():
                 reply = await model.complete(request)
             usage = reply.usage
+            if isinstance(reply, TokenReply) and reply.adapter:
+                self.adapters[request.role] = reply.adapter
             if model.price is not None:
                 usage = usage.evolve(cost=model.price.cost(usage.prompt_tokens, usage.completion_tokens))
             return reply
