@@ -114,6 +114,8 @@ class ModelSettings(Section):
     path: str = ""
     """For "replay": the recording. For "local": a folder of transformers, or a name at a hub; empty: the embedded
     model."""
+    adapter: str = ""
+    """For "local": the folder of a LoRA adapter, as peft saves it, that answers; empty: the model as it is."""
     prompts: Literal["full", "compact"] = "full"
     """How it is spoken to: "compact" is the small language that the embedded model was trained on."""
     batch: int = Field(default=32, ge=1, le=1024)

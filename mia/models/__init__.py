@@ -6,9 +6,11 @@ share one model, and all models at one address with one key share its connection
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,13 +134,26 @@ class _Builder:
             self._loaded[key] = Loaded.open(
                 settings.path, device=settings.device, batch=settings.batch, threads=settings.threads
             )
-        return LocalModel(
+        model = LocalModel(
             self._loaded[key],
             context_window=settings.context_window,
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
         )
+        if settings.adapter:
+            model.set_adapter(self._adapter(self._loaded[key], Path(settings.adapter)))
+        return model
+
+    def _adapter(self, loaded: Loaded, folder: Path) -> str:
+        """The name of the adapter in a folder: the folder's own, with the digest of its weights, since a folder may be
+        written anew. Loaded if it is not yet."""
+        weights = folder / "adapter_model.safetensors"
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8] if weights.is_file() else ""
+        name = f"{folder.resolve().name}-{digest}"
+        if name not in loaded.weights.adapters:
+            loaded.sampler.call(partial(loaded.weights.load_adapter, name, folder)).result()
+        return name
 
     def _openai(self, settings: ModelSettings, section: str) -> ChatModel:
         from mia.models.openai import OpenAIModel

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint, says
@@ -14,7 +15,7 @@ import mia.models
 from mia.config import ModelSettings, ModelsSettings, load_config
 from mia.errors import ConfigError, RealCallForbidden
 from mia.models import build_model, build_models, forbid_real_calls
-from mia.models.base import ChatRequest, Price
+from mia.models.base import ChatRequest, Price, TokenReply
 from mia.models.openai import OpenAIModel
 from mia.models.replay import Recorder, ReplayModel
 from mia.types import Message, Role
@@ -120,6 +121,35 @@ async def test_built_models_answer_and_can_be_closed_twice(tmp_path: Path) -> No
         assert {reply.text for reply in replies} == {"Yes."}
         await models.close()
         await models.close()
+
+
+async def test_a_role_answers_with_the_adapter_of_its_settings_and_the_others_do_not(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from tiny_model import asking, write_adapter, write_model
+
+    base = write_model(tmp_path / "base")
+    adapter = write_adapter(base, tmp_path / "planner")
+    local: dict[str, Any] = {
+        "provider": "local",
+        "path": base,
+        "max_tokens": 8,
+        "context_window": 256,
+        "temperature": 0.0,
+    }
+    settings = ModelsSettings(default=ModelSettings(**local), planner=ModelSettings(**local, adapter=str(adapter)))
+    models = build_models(settings)
+    try:
+        planner, executor = [await model.complete(asking("hm")) for model in (models.planner, models.executor)]
+        assert isinstance(planner, TokenReply)
+        assert isinstance(executor, TokenReply)
+        assert planner.adapter.startswith("planner-")
+        assert executor.adapter == ""
+        assert planner.logprobs != executor.logprobs
+    finally:
+        await models.close()
+    missing = ModelsSettings(default=ModelSettings(**local, adapter=str(tmp_path / "nowhere")))
+    with pytest.raises(ConfigError, match="holds no adapter"):
+        build_models(missing)
 
 
 async def test_real_calls_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
