@@ -178,6 +178,12 @@ class LocalModel:
             self._loaded.sampler.cancel(job)
             raise
         weights = self._loaded.weights
+        if request.adapter and not adapter and sampled.version != request.adapter:
+            raise ModelRefused(
+                f"the weights of {self.name} were replaced by '{sampled.version}' while a request for "
+                f"'{request.adapter}' waited.",
+                hint="ask anew, for the version that is there",
+            )
         if watched:
             rest, text = stream.finish(), stream.text
             if rest and request.on_text is not None:
@@ -193,7 +199,7 @@ class LocalModel:
             prompt_ids=prompt_ids,
             ids=sampled.ids,
             logprobs=sampled.logprobs,
-            adapter=adapter,
+            adapter=adapter or sampled.version,
         )
 
     async def close(self) -> None:
@@ -286,11 +292,57 @@ class LocalModel:
             self._known(name, ConfigError)
         self._adapter = name
 
+    # ── whole weights ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def version(self) -> str:
+        """The name of the whole weights that answer now; empty: those that the model was opened with."""
+        return self._loaded.weights.version
+
+    async def replace_weights(self, folder: Path | str, version: str) -> None:
+        """Answer with the weights in a folder from now on. They are read while the model goes on answering; requests
+        under way end with the old ones, those that come meanwhile wait for the new ones. Replies then name `version` as
+        their adapter, and a request may ask for it by that name.
+
+        Raises ConfigError for weights that do not fit, which leaves everything as it was; for a name in use; where
+        adapters are loaded, which belong to the old weights; and where another model shares these weights, since it
+        would change too.
+        """
+        self._refuse_when_closed()
+        weights = self._loaded.weights
+        if not version or version == weights.version or version in weights.adapters:
+            raise ConfigError(f"the weights cannot be called '{version}'.", wanted="a name that was not used before")
+        self._refuse_to_replace()
+        fresh = await asyncio.to_thread(type(weights).load, str(folder), device=str(weights.device))
+        weights.check_fits(fresh)
+
+        def replace() -> None:
+            self._refuse_to_replace()  # Reading took time.
+            weights.adopt(fresh, version)
+
+        await asyncio.wrap_future(self._loaded.sampler.change(replace))
+
+    def _refuse_to_replace(self) -> None:
+        if self.adapters:
+            raise ConfigError(
+                f"{self.name} has adapters loaded, which belong to the weights that it has.",
+                hint="unload_adapter first",
+            )
+        if self._loaded.users > 1:
+            raise ConfigError(
+                f"{self._loaded.users} models share the weights of {self.name}, and all of them would change.",
+                wanted="weights of its own for a model that learns",
+                hint="LocalModel.open(folder)",
+            )
+
     def _unload(self, name: str) -> None:
         self._loaded.weights.unload_adapter(name)
         self._loaded.sampler.forget(name)
 
     def _wanted_adapter(self, request: ChatRequest) -> str:
+        """The adapter to answer with; empty: none, also where the request names the whole weights that are there."""
+        if request.adapter and request.adapter == self._loaded.weights.version:
+            return ""
         name = request.adapter or self._adapter
         if name:
             self._known(name, ModelRefused)

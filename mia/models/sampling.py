@@ -52,6 +52,8 @@ class Sampled:
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     ended: Literal["stop", "length"]
+    version: str = ""
+    """The weights of the network when the row joined (`Weights.version`)."""
 
 
 @dataclass(eq=False)
@@ -77,6 +79,7 @@ class _Row:
 
     job: Job
     random: random.Random
+    version: str = ""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     failure: BaseException | None = None
@@ -95,7 +98,7 @@ class _Row:
         if self.failure is not None:
             self.job.done(self.failure)
         elif self.ended is not None:
-            self.job.done(Sampled(tuple(self.ids), tuple(self.logprobs), self.ended))
+            self.job.done(Sampled(tuple(self.ids), tuple(self.logprobs), self.ended, self.version))
 
     def sequence(self) -> Any:
         return numpy.array((*self.job.prompt_ids, *self.ids), dtype=numpy.int64)
@@ -120,6 +123,7 @@ class Sampler:
         self._rows: list[_Row] = []
         self._waiting: deque[Job] = deque()
         self._calls: list[tuple[Callable[[], Any], Future[Any], str]] = []
+        self._changes: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._closed = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -147,6 +151,16 @@ class Sampler:
         with self._wake:
             self._refuse_when_closed()
             self._calls.append((function, future, after))
+            self._start()
+        return future
+
+    def change(self, function: Callable[[], T]) -> Future[T]:
+        """Run something in the sampling thread while nothing is sampled: rows of the batch end first, and what waits
+        joins afterwards. What was kept of conversations is dropped. Raises ModelUnavailable after `close`."""
+        future: Future[T] = Future()
+        with self._wake:
+            self._refuse_when_closed()
+            self._changes.append((function, future))
             self._start()
         return future
 
@@ -198,7 +212,8 @@ class Sampler:
         with self._wake:
             self._closed = True
             jobs = [*(row.job for row in self._rows), *self._waiting]
-            calls, self._rows, self._waiting, self._calls = self._calls, [], deque(), []
+            futures = [*(future for _, future, _ in self._calls), *(future for _, future in self._changes)]
+            self._rows, self._waiting, self._calls, self._changes = [], deque(), [], deque()
         how = f"ended ({type(died).__name__}: {str(died)[:300]})" if died is not None else "was closed"
         gone = ModelUnavailable(
             f"the model {self.weights.name} {how} while it was answering.", hint="build the models anew"
@@ -206,7 +221,7 @@ class Sampler:
         for job in jobs:
             if not job.cancelled:
                 self._guard((), job.done, gone)
-        for _, future, _ in calls:
+        for future in futures:
             if future.set_running_or_notify_cancel():
                 future.set_exception(gone)
         self._slots.release()
@@ -217,7 +232,7 @@ class Sampler:
         the sampler is closed."""
         while True:
             with self._wake:
-                if not (self._rows or self._waiting or self._calls or self._closed):
+                if not (self._rows or self._waiting or self._calls or self._changes or self._closed):
                     self._wake.wait()
                 if self._closed:
                     return None
@@ -225,14 +240,20 @@ class Sampler:
                 used |= {job.adapter for job in self._waiting if not job.cancelled}
                 calls = [call for call in self._calls if not call[2] or call[2] not in used]
                 self._calls = [call for call in self._calls if call not in calls]
+                changes: list[tuple[Callable[[], Any], Future[Any]]] = []
+                if not self._rows:
+                    changes, self._changes = list(self._changes), deque()
             for function, future, _ in calls:
+                _resolve(future, function)
+            for function, future in changes:
+                self._finished.clear()
                 _resolve(future, function)
             with self._wake:
                 new: list[_Row] = []
-                while self._waiting and len(self._rows) + len(new) < self._batch:
+                while self._waiting and not self._changes and len(self._rows) + len(new) < self._batch:
                     job = self._waiting.popleft()
                     if not job.cancelled:
-                        new.append(_Row(job, random.Random(job.seed)))
+                        new.append(_Row(job, random.Random(job.seed), self.weights.version))
             if new or self._rows:
                 return new
 

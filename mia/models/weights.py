@@ -49,6 +49,8 @@ class Weights:
         self.tokenizer = tokenizer
         self.folder = folder
         self.name = folder.name
+        self.version = ""
+        """What `adopt` called the weights that the network has now; empty: those it was loaded with."""
         self.device = network.device
         config = network.config.get_text_config()
         self.window: int | None = getattr(config, "max_position_embeddings", None)
@@ -64,8 +66,8 @@ class Weights:
         self._active = BASE
 
     @classmethod
-    def load(cls, path: str, *, device: str = "cpu") -> Weights:
-        """Read a folder, or a name at the hub. float32 on a CPU, bfloat16 elsewhere.
+    def load(cls, path: str, *, device: str = "cpu", exact: bool = False) -> Weights:
+        """Read a folder, or a name at the hub. float32 on a CPU, bfloat16 elsewhere unless `exact`.
 
         Raises ConfigError for whatever cannot be used, MissingExtra without torch or transformers, RealCallForbidden
         for a name that is not on this machine where real calls are off.
@@ -75,7 +77,7 @@ class Weights:
         place = _device(torch, device)
         folder = find_folder(path)
         check_files(folder)
-        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+        dtype = torch.float32 if exact or place.type == "cpu" else torch.bfloat16
         with silenced(transformers):
             tokenizer = _read_tokenizer(transformers, folder)
             network = _read_network(transformers, folder, dtype).to(place).eval()
@@ -197,6 +199,31 @@ class Weights:
                 hint=_ENDPOINT_HINT,
             )
 
+    # ── other weights ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def check_fits(self, other: Weights) -> None:
+        """Whether another model can take this one's place unnoticed: the same layers, vocabulary and chat template.
+        Raises ConfigError."""
+        ours, theirs = _shapes(self.network), _shapes(other.network)
+        if different := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+            first = different[0]
+            what = f"'{first}' has shape {theirs.get(first, 'none')}, and {ours.get(first, 'none')} here"
+        elif other.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            what = "its tokenizer has other tokens"
+        elif other.tokenizer.chat_template != self.tokenizer.chat_template:
+            what = "its chat template is another"
+        else:
+            return
+        raise ConfigError(
+            f"the weights in '{other.folder}' cannot take the place of those in '{self.folder}': {what}.",
+            wanted="weights that were trained from this very model",
+        )
+
+    def adopt(self, other: Weights, version: str) -> None:
+        """Go on with the network of another model that fits (`check_fits`), under a name. In the owner's thread."""
+        self.network, self.folder, self.version = other.network, other.folder, version
+        self._tuner, self._active = None, BASE
+
     # ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -214,7 +241,7 @@ class Weights:
                 f"an adapter named '{name}' is loaded already, from '{self._adapters[name]}'.",
                 hint="load it under a name that was not used before, or unload the old one",
             )
-        self._check_adapter(peft, folder)
+        self.check_adapter(folder)
         inner = _inner(name)
         import transformers
 
@@ -278,8 +305,8 @@ class Weights:
                     module._disable_adapters = False
         self._active = wanted
 
-    def _check_adapter(self, peft: Any, folder: Path) -> None:
-        """Look at an adapter's files before the base is touched."""
+    def check_adapter(self, folder: Path) -> None:
+        """Whether a folder holds a LoRA adapter that fits this base; nothing is loaded. Raises ConfigError."""
         hint = "an adapter's folder is what peft's save_pretrained wrote for this very base model"
         if not (folder / "adapter_config.json").is_file():
             raise ConfigError(f"'{folder}' holds no adapter: there is no adapter_config.json in it.", hint=hint)
@@ -326,6 +353,15 @@ class Weights:
             with file.open("rb") as content:
                 total.update(hashlib.file_digest(content, "sha256").digest())
         return total.hexdigest()[:16]
+
+
+def _shapes(network: Any) -> dict[str, tuple[int, ...]]:
+    """Of a network's own parameters; peft, where it was once at work, has put its layers around them."""
+    return {
+        name.replace(".base_layer.", "."): tuple(parameter.shape)
+        for name, parameter in network.named_parameters()
+        if ".lora_" not in name
+    }
 
 
 class _RowAdapters:

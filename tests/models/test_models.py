@@ -139,7 +139,8 @@ async def test_a_role_answers_with_the_adapter_of_its_settings_and_the_others_do
     settings = ModelsSettings(default=ModelSettings(**local), planner=ModelSettings(**local, adapter=str(adapter)))
     models = build_models(settings)
     try:
-        planner, executor = [await model.complete(asking("hm", temperature=0.0)) for model in (models.planner, models.executor)]
+        request = asking("hm", temperature=0.0)
+        planner, executor = [await model.complete(request) for model in (models.planner, models.executor)]
         assert isinstance(planner, TokenReply)
         assert isinstance(executor, TokenReply)
         assert planner.adapter.startswith("planner-")
