@@ -5,11 +5,12 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PARITY := .venv-parity
 # One torch thread: on a few shared cores more threads are slower.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types check clean
+.PHONY: help install demo test test-slow test-parity lint types check clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,6 +34,15 @@ test: $(STAMP)  ## Run the tests (five to nine minutes on two shared cores).
 test-slow: $(STAMP)  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow
 
+test-parity: $(PARITY)/.installed  ## Compare the learning arithmetic with verl and TRL (in an environment of its own).
+	MIA_TEST_PARITY=1 $(PARITY)/bin/python -m pytest tests/parity
+
+$(PARITY)/.installed: pyproject.toml constraints.txt tests/parity/requirements.txt tests/parity/requirements-bare.txt
+	"$(PYTHON)" -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[local,dev]" -r tests/parity/requirements.txt
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/parity/requirements-bare.txt
+	@touch $@
+
 lint: $(STAMP)  ## Check style and format.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +53,4 @@ types: $(STAMP)  ## Check types, strictly.
 check: lint types test  ## All that CI runs.
 
 clean:  ## Remove .venv and caches.
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) .pytest_cache .mypy_cache .ruff_cache

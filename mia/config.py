@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import tomllib
@@ -304,6 +305,12 @@ class RunSettings(Section):
     """Questions at a time."""
 
 
+def _bound(value: float) -> float:
+    if value and not (math.isfinite(value) and value > 1):
+        raise ValueError("wanted: a number above 1, or 0")
+    return value
+
+
 class LearnSettings(Section):
     """How Planner and Executor learn from what they did (docs/learning.md)."""
 
@@ -348,7 +355,7 @@ class LearnSettings(Section):
     """The policy's ratio is clipped below 1 - clip_low."""
     clip_high: float = Field(default=0.28, gt=0)
     """… and above 1 + clip_high."""
-    dual_clip: float = Field(default=3.0, ge=0)
+    dual_clip: Annotated[float, AfterValidator(_bound)] = 3.0
     """Bound of the loss of a token with a negative advantage, in multiples of it: above 1, or 0 for none."""
     aggregate: Literal["token-mean", "sequence-mean"] = "token-mean"
     """Average the loss over all tokens, or over each conversation first."""
