@@ -17,25 +17,16 @@ import hashlib
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
-from mia.config import (
-    Config,
-    ExecutorSettings,
-    JudgeSettings,
-    LineSettings,
-    MemorySettings,
-    ModelSettings,
-    ModelsSettings,
-    SearchSettings,
-)
+from mia.config import Config, LineSettings, ModelSettings, ModelsSettings
 from mia.episode import absorb, answer
 from mia.errors import (
     ConfigError,
@@ -55,16 +46,13 @@ from mia.models.ledger import Budget, Ledger
 from mia.team import Team, build_team
 from mia.tools.base import ToolContext
 from mia.tools.search import SearchTool
-from mia.types import Episode, Observation, Role, Step, StopReason, Task, Usage
+from mia.types import Episode, Observation, Question, Role, Step, StopReason, Task, Usage
 from mia.world import preset
 from mia.world.engine import WorldEngine
 from mia.world.facts import World
-from mia.world.language import SOURCES, Query, RouteStep, read_query, read_question
+from mia.world.language import SOURCES, Chain, Query, RouteStep, read_query, read_question
 from mia.world.questions import tasks
 from mia.world.seeds import TEST, check_unseen
-
-_PATIENCE = 86_400.0
-"""Seconds for one question: a busy machine must not change an answer."""
 
 MakeModels = Callable[[ModelsSettings], Models]
 
@@ -89,28 +77,33 @@ class Rung:
     same thing."""
     over: tuple[str, ...] = ()
     """The rungs that it is compared with."""
+    learnt: bool = False
+    """The Planner answers with the adapter of the settings."""
+    online: bool = False
+    """The Planner goes on learning from the stream that it answers."""
 
     @property
     def remembers(self) -> bool:
         return bool(self.memory.get("enabled", True))
 
     def config(self, model: ModelSettings, home: Path) -> Config:
-        return Config(
-            home=home,
+        return preset.page(
+            home,
             models=ModelsSettings(default=model),
             line=LineSettings(**self.line),
-            executor=ExecutorSettings(max_seconds=_PATIENCE),
-            memory=MemorySettings(**preset.MEMORY | dict(self.memory)),
-            search=SearchSettings(engine="world", k=preset.PASSAGES),
-            judge=JudgeSettings(kind="reference"),
+            memory=dict(self.memory),
         )
 
-    def page(self, model: ModelSettings) -> dict[str, Any]:
+    def page(self, settings: LadderSettings) -> dict[str, Any]:
         """The settings on which its answers depend, as plain JSON data."""
-        page = self.config(model, Path()).resolved()
-        del page["home"], page["run"], page["search"]["world"]
-        for name in ("path", "batch", "threads", "device"):
+        page = self.config(settings.model, Path()).resolved()
+        del page["home"], page["run"], page["search"]["world"], page["learn"]
+        for name in ("path", "batch", "threads", "device", "adapter"):
             del page["models"]["default"][name]
+        if self.learnt:
+            page["planner"] = settings.planner_weights
+        if self.online:
+            page["learn"] = dict(settings.learn)
         return page
 
 
@@ -144,20 +137,39 @@ VARIANTS = (
     Rung("verdict-replan", "replan by verdict", line={"replan": "verdict"}, over=(_FULL,)),
 )
 """Of plan + memory + replan; only where they are asked for."""
-LEARNT = {"planner-rl": "+ Planner RL", "ttl": "+ test-time learning"}
-"""Rungs without figures here: `mia learn` fills them."""
+LEARNT = (
+    Rung("planner-rl", "+ Planner RL", learnt=True, over=(_FULL,)),
+    Rung("ttl", "+ test-time learning", learnt=True, online=True, over=("planner-rl",)),
+)
+"""Those that need a Planner which has learnt (`mia learn planner`)."""
 
 
 def choose(names: Collection[str]) -> tuple[Rung, ...]:
     """The rungs of these names, in the order of the ladder, with those whose calls they are given. Raises
     ConfigError."""
-    known = {rung.name: rung for rung in (*RUNGS, *VARIANTS)}
+    known = {rung.name: rung for rung in (*RUNGS, *LEARNT, *VARIANTS)}
     wrong = [name for name in names if name not in known]
     if wrong or not names:
         what = f"there is no rung '{wrong[0]}'." if wrong else "no rung is named."
         raise ConfigError(what, wanted=f"some of {', '.join(known)}")
     wanted = {*names, *(known[name].calls_of for name in names)}
     return tuple(rung for name, rung in known.items() if name in wanted)
+
+
+class Online(Protocol):
+    """A stream that is learnt from while it is answered."""
+
+    async def answer(self, task: Task) -> Sequence[Episode]:
+        """All tries of a question, the reported one first; its score was fixed before anything was learnt from it.
+        Raises MiaError."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+OpenOnline = Callable[[Team, ChatModel, Path], Awaitable[Online]]
+"""Team, the Planner's model, a folder → a stream. Handed in by the door, for measuring and learning do not know each
+other."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,14 @@ class LadderSettings:
     model: ModelSettings = field(default_factory=preset.model_settings)
     weights: str = ""
     """What tells this model from another of the same settings (`digest`)."""
+    planner: str = ""
+    """The folder of the adapter with which the learnt rungs plan."""
+    planner_weights: str = ""
+    """Its digest."""
+    learn: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of test-time learning, for the record."""
+    open_online: OpenOnline | None = None
+    """Needed by rungs that learn online."""
 
     @property
     def seeds(self) -> range:
@@ -292,29 +312,36 @@ class _Heard:
         self.context_window = model.context_window
         self.max_tokens = model.max_tokens
         self.price = model.price
-        self._model = model
+        self.model = model
         self._hearing = hearing
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         try:
-            return await self._model.complete(request)
+            return await self.model.complete(request)
         except (ModelUnavailable, ModelRefused, RealCallForbidden) as error:
             self._hearing.note(error)
             raise
 
     async def close(self) -> None:
-        await self._model.close()
+        await self.model.close()
 
 
 class _Stream:
     """The questions of one world, for one rung after the other or side by side."""
 
     def __init__(
-        self, settings: LadderSettings, seed: int, models: Models, hearing: _Hearing, room: asyncio.Semaphore
+        self,
+        settings: LadderSettings,
+        seed: int,
+        models: Models,
+        learnt: Models,
+        hearing: _Hearing,
+        room: asyncio.Semaphore,
     ) -> None:
-        """`room`: for questions out of order, over all worlds."""
+        """`learnt`: with the Planner that has learnt. `room`: for questions out of order, over all worlds."""
         self._settings = settings
         self._models = models
+        self._learnt = learnt
         self._hearing = hearing
         self._room = room
         self._world = World.make(seed, shifted=settings.shifted)
@@ -326,20 +353,24 @@ class _Stream:
         begun = time.monotonic()
         with TemporaryDirectory(prefix="mia-ladder-") as home:
             search = SearchTool(self._engine, preset.PASSAGES)
+            models = self._learnt if rung.learnt else self._models
             team = build_team(
                 rung.config(self._settings.model, Path(home)),
-                models=self._models,
+                models=models,
                 tools=[FreshSources(search) if rung.calls_of else search],
             )
             try:
-                answered = await self._answer_all(rung, team, before, tell)
+                if rung.online:
+                    answered = await self._answer_online(team, Path(home), tell)
+                else:
+                    answered = await self._answer_all(rung, team, before, tell)
             finally:
                 await team.close()
         return Result(
             rung=rung.name,
             seed=self._world.seed,
             seconds=time.monotonic() - begun,
-            config=rung.page(self._settings.model),
+            config=rung.page(self._settings),
             questions=answered,
         )
 
@@ -362,30 +393,61 @@ class _Stream:
             asked = [group.create_task(answer_in_room(number)) for number in numbers]
         return tuple(task.result() for task in asked)
 
+    async def _answer_online(self, team: Team, home: Path, tell: Callable[[], None]) -> tuple[Answered, ...]:
+        assert self._settings.open_online is not None, "checked before anything was begun"
+        planner = self._learnt.planner
+        assert isinstance(planner, _Heard)
+        online = await self._settings.open_online(team, planner.model, home / "online")
+        found = []
+        try:
+            for task in self._tasks:
+                begun = time.monotonic()
+                tries = await online.answer(task)
+                self._hearing.check()
+                calls = sum(one.usage.get(Role.EXECUTOR, Usage()).calls for one in tries)
+                spent = sum((one.total_usage for one in tries), Usage())
+                found.append(self._answered(tries[0], spent, calls, 0, time.monotonic() - begun))
+                tell()
+        finally:
+            await online.close()
+        return tuple(found)
+
     async def _answer(self, task: Task, rung: Rung, team: Team, before: Answered | None) -> Answered:
         begun = time.monotonic()
-        chain = read_question(task.question.text)
-        assert chain is not None, "the world asks questions of its own language"
+        chain = _chain(task.question)
         calls = len(chain.relations) + 1 if rung.search_per_hop else max(1, before.executor_calls) if before else None
         # Where calls are limited, nobody but the Executor makes any.
         ledger = Ledger(task.question.id, budget=Budget(calls=calls))
         episode = await answer(task, team, ledger)
         memories = await absorb(episode, team, ledger) if team.memory is not None else ()
         self._hearing.check()
+        by_rules = sum(memory.provenance.compressed_by == RULES for memory in memories)
+        executor_calls = ledger.usage.get(Role.EXECUTOR, Usage()).calls
+        return self._answered(episode, ledger.total, executor_calls, by_rules, time.monotonic() - begun)
+
+    def _answered(self, episode: Episode, spent: Usage, executor_calls: int, by_rules: int, seconds: float) -> Answered:
+        """`by_rules`: memories that rules had to write."""
+        chain = _chain(episode.question)
         return Answered(
             correct=episode.verdict is not None and episode.verdict.correct,
             hops=len(chain.relations),
             via=any(self._world.keeping[relation].via for relation in chain.relations),
-            executor_calls=ledger.usage.get(Role.EXECUTOR, Usage()).calls,
+            executor_calls=executor_calls,
             searches=sum(step.tool_call is not None for step in episode.steps),
-            prompt_tokens=ledger.total.prompt_tokens,
-            completion_tokens=ledger.total.completion_tokens,
+            prompt_tokens=spent.prompt_tokens,
+            completion_tokens=spent.completion_tokens,
             replans=len(episode.attempts) - 1,
-            unreadable=_unreadable(episode) + sum(memory.provenance.compressed_by == RULES for memory in memories),
+            unreadable=_unreadable(episode) + by_rules,
             failures=sum(failure.error != _NO_PLAN for failure in episode.failures),
             stop=episode.stop.reason.value if episode.stop else "",
-            seconds=time.monotonic() - begun,
+            seconds=seconds,
         )
+
+
+def _chain(question: Question) -> Chain:
+    chain = read_question(question.text)
+    assert chain is not None, "the world asks questions of its own language"
+    return chain
 
 
 _NO_PLAN = ModelReplyError.__name__
@@ -449,6 +511,7 @@ def run_ladder(
     other settings; ModelUnavailable if the model, or a process, ends; StoreError.
     """
     check_unseen(settings.first_seed, settings.worlds)
+    _check_learnt(settings)
     with ExitStack() as resources:
         log, done = None, dict[tuple[int, str], Result]()
         wanted = [(seed, rung.name) for seed in settings.seeds for rung in settings.rungs]
@@ -479,12 +542,23 @@ def run_ladder(
         return tuple(done[key] for key in wanted)
 
 
+def _check_learnt(settings: LadderSettings) -> None:
+    for rung in settings.rungs:
+        if rung.learnt and not settings.planner:
+            raise ConfigError(
+                f"the rung '{rung.name}' needs a Planner that has learnt, and none is named.",
+                hint="--planner FOLDER, of an adapter that `mia learn planner` made",
+            )
+        if rung.online and settings.open_online is None:
+            raise ConfigError(f"the rung '{rung.name}' learns online, and there is nothing to learn with.")
+
+
 def _made_under(settings: LadderSettings) -> dict[str, Any]:
     return {"questions": settings.questions, "shifted": settings.shifted, "weights": settings.weights}
 
 
 def _pages(settings: LadderSettings) -> dict[str, dict[str, Any]]:
-    return {rung.name: rung.page(settings.model) for rung in settings.rungs}
+    return {rung.name: rung.page(settings) for rung in settings.rungs}
 
 
 def _of(done: Mapping[tuple[int, str], Result], seeds: Collection[int]) -> dict[tuple[int, str], Result]:
@@ -546,18 +620,22 @@ def _serve(job: _Job, pipe: Connection) -> None:
 async def _measure(job: _Job, send: Send) -> None:
     """Every world of a job side by side. Raises the first MiaError."""
     hearing = _Hearing()
-    models = hearing.of(job.make_models(ModelsSettings(default=job.settings.model)))
+    default = job.settings.model
+    planner = default.model_copy(update={"adapter": job.settings.planner})
+    learnt = hearing.of(job.make_models(ModelsSettings(default=default, planner=planner)))
+    # The others are asked without the adapter, and share the model.
+    models = replace(learnt, planner=learnt.executor)
     room = asyncio.Semaphore(job.settings.model.batch)
     try:
         async with asyncio.TaskGroup() as group:
             for seed in job.seeds:
-                stream = _Stream(job.settings, seed, models, hearing, room)
+                stream = _Stream(job.settings, seed, models, learnt, hearing, room)
                 known = {name: result for (where, name), result in job.done.items() if where == seed}
                 group.create_task(_measure_world(stream, job.settings.rungs, known, send))
     except* MiaError as errors:
         raise first_error(errors) from None
     finally:
-        await models.close()
+        await learnt.close()
 
 
 async def _measure_world(stream: _Stream, rungs: Sequence[Rung], known: Mapping[str, Result], send: Send) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mia.errors import StoreError
-from mia.evals.ladder import LEARNT, LadderSettings
+from mia.evals.ladder import LEARNT, LadderSettings, Rung
 from mia.evals.ladder_results import Answered, Result
 from mia.statistics import clustered, paired
 from mia.types import StopReason
@@ -26,7 +26,6 @@ from mia.world.questions import MOST_HOPS
 
 MISSING = "–"
 HOPS = range(1, MOST_HOPS + 1)
-_FILLED_BY = "mia learn"
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,12 @@ class Report:
     rows: tuple[Row, ...]
     steps: tuple[Step, ...]
 
+    @property
+    def missing(self) -> tuple[Rung, ...]:
+        """The learnt rungs that were not measured."""
+        measured = {row.rung for row in self.rows}
+        return tuple(rung for rung in LEARNT if rung.name not in measured)
+
     def as_dict(self) -> dict[str, Any]:
         """The whole report as plain JSON data."""
         settings = self.settings
@@ -114,10 +119,7 @@ class Report:
             "weights": settings.weights,
             "rungs": [
                 *(asdict(row) for row in self.rows),
-                *(
-                    {"rung": name, "title": title, "accuracy": None, "filled_by": _FILLED_BY}
-                    for name, title in LEARNT.items()
-                ),
+                *({"rung": rung.name, "title": rung.title, "accuracy": None} for rung in self.missing),
             ],
             "steps": [asdict(step) for step in self.steps],
         }
@@ -228,14 +230,14 @@ class Table:
 def tables(report: Report) -> tuple[Table, ...]:
     """The rungs, the steps between them, what each spent, and kinds of questions."""
     titles = {row.rung: row.title for row in report.rows}
-    learnt = tuple((title, *3 * (MISSING,)) for title in LEARNT.values())
+    missing = tuple((rung.title, *3 * (MISSING,)) for rung in report.missing)
     return (
         Table(
             "Correct answers, %",
             ("rung", "all", "first half", "second half"),
             (
                 *((row.title, *map(percent, (row.accuracy, row.first_half, row.second_half))) for row in report.rows),
-                *learnt,
+                *missing,
             ),
         ),
         Table(
@@ -273,7 +275,10 @@ def notes(report: Report) -> tuple[str, ...]:
         "asks no source twice for the same.",
         "Prompt and reply are tokens of all roles. Seconds pass while many questions share the model: they do not tell "
         "rungs apart.",
-        f"{', '.join(LEARNT.values())}: filled by `{_FILLED_BY}`.",
+        *(
+            f"{rung.title}: not measured; `mia world ladder --planner FOLDER` with what `mia learn planner` made."
+            for rung in report.missing
+        ),
     )
 
 

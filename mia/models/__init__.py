@@ -7,6 +7,7 @@ share one model, and all models at one address with one key share its connection
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -146,11 +147,8 @@ class _Builder:
         return model
 
     def _adapter(self, loaded: Loaded, folder: Path) -> str:
-        """The name of the adapter in a folder: the folder's own, with the digest of its weights, since a folder may be
-        written anew. Loaded if it is not yet."""
-        weights = folder / "adapter_model.safetensors"
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8] if weights.is_file() else ""
-        name = f"{folder.resolve().name}-{digest}"
+        """The name of the adapter in a folder, which is loaded if it is not yet."""
+        name = _adapter_name(folder)
         if name not in loaded.weights.adapters:
             loaded.sampler.call(partial(loaded.weights.load_adapter, name, folder)).result()
         return name
@@ -220,6 +218,18 @@ def _price(settings: ModelSettings) -> Price | None:
     if settings.price_prompt is None or settings.price_completion is None:
         return None
     return Price(settings.price_prompt, settings.price_completion)
+
+
+def _adapter_name(folder: Path) -> str:
+    """The name of the version, in a store of versions (`mia.learn.adapters`); else the folder's own, with the digest of
+    its weights, since a folder may be written anew."""
+    for place in folder.resolve().parents[:2]:
+        page = place / "version.json"
+        if page.is_file():
+            return str(json.loads(page.read_text(encoding="utf-8"))["name"])
+    weights = folder / "adapter_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8] if weights.is_file() else ""
+    return f"{folder.resolve().name}-{digest}"
 
 
 def _recorded(models: Mapping[str, ChatModel], path: Path) -> dict[str, ChatModel]:

@@ -178,8 +178,8 @@ class Ledger:
             async with self._in_time():
                 reply = await model.complete(request)
             usage = reply.usage
-            if isinstance(reply, TokenReply) and reply.adapter:
-                self.adapters[request.role] = reply.adapter
+            if adapter := reply.adapter if isinstance(reply, TokenReply) else request.adapter:
+                self.adapters[request.role] = adapter
             if model.price is not None:
                 usage = usage.evolve(cost=model.price.cost(usage.prompt_tokens, usage.completion_tokens))
             return reply

@@ -331,7 +331,8 @@ class OpenAIModel:
     def _body(self, request: ChatRequest, prompt_tokens: int) -> dict[str, Any]:
         wanted = request.max_tokens or self.max_tokens
         body: dict[str, Any] = {
-            "model": self.model,
+            # An adapter is served under a name of its own, as vLLM does it.
+            "model": request.adapter or self.model,
             "messages": [_wire_message(message) for message in request.messages],
             "max_tokens": min(wanted, self.context_window - prompt_tokens),
         }

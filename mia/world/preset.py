@@ -5,9 +5,19 @@ The values were chosen on validation worlds (benchmarks/LOG.md).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from mia.config import ModelSettings
+from mia.config import (
+    Config,
+    ExecutorSettings,
+    JudgeSettings,
+    LineSettings,
+    MemorySettings,
+    ModelSettings,
+    ModelsSettings,
+    SearchSettings,
+)
 
 MODEL: dict[str, Any] = {
     "provider": "local",
@@ -27,6 +37,40 @@ MEMORY: dict[str, Any] = {
     "coverage_weight": 4.0,
 }
 """Of `memory`: questions of the world are alike in most words, and each of their parts has a route of its own."""
+
+
+LEARN: dict[str, Any] = {
+    "samples": 8,
+    "batch": 1,
+    "canary": 0,
+    "report": "first",
+    "rank": 16,
+    "rate": 1e-3,
+    "kl": 0.0,
+}
+"""Of `learn`, for test-time learning in one world. The embedded model was not taught to choose among plans."""
+_PATIENCE = 86_400.0
+"""Seconds for one question: a busy machine must not change an answer."""
+
+
+def page(
+    home: Path,
+    *,
+    models: ModelsSettings | None = None,
+    line: LineSettings | None = None,
+    memory: dict[str, Any] | None = None,
+    judge: str = "reference",
+) -> Config:
+    """The settings of a line in the world, for measuring and learning. `memory`: where it is not `MEMORY`."""
+    return Config(
+        home=home,
+        models=models or ModelsSettings(default=model_settings()),
+        line=line or LineSettings(),
+        executor=ExecutorSettings(max_seconds=_PATIENCE),
+        memory=MemorySettings(**MEMORY | (memory or {})),
+        search=SearchSettings(engine="world", k=PASSAGES),
+        judge=JudgeSettings.model_validate({"kind": judge}),
+    )
 
 
 def model_settings(**others: Any) -> ModelSettings:

@@ -41,6 +41,7 @@ from mia.errors import (
     RealCallForbidden,
 )
 from mia.models.base import ChatRequest, Price, ToolSchema, estimate_tokens
+from mia.models.ledger import Ledger
 from mia.models.openai import Endpoint, OpenAIModel
 from mia.types import Image, Message, Role, ToolCall
 
@@ -85,6 +86,15 @@ async def test_a_reply_comes_back_with_its_text_model_and_usage() -> None:
         "temperature": 0.5,
         "seed": 3,
     }
+
+
+async def test_an_adapter_is_asked_for_by_its_name_and_the_ledger_keeps_it() -> None:
+    ledger = Ledger("q")
+    async with serving(says("Yes.")) as (model, endpoint):
+        await ledger.complete(model, request(adapter="planner-3f9ac2-v000007"))
+        await ledger.complete(model, request())
+    assert [received.body["model"] for received in endpoint.requests] == ["planner-3f9ac2-v000007", "tiny"]
+    assert ledger.adapters == {request().role: "planner-3f9ac2-v000007"}
 
 
 async def test_usage_is_estimated_where_the_endpoint_counts_nothing() -> None:
