@@ -253,6 +253,16 @@ class LocalModel:
         if not self._release.alive:
             raise ModelUnavailable(f"{self.name} is closed.", hint="build the models anew")
 
+    @property
+    def folder(self) -> Path:
+        """Where its weights were read from."""
+        return self._loaded.weights.folder
+
+    @property
+    def digest(self) -> str:
+        """Which weights these are (`Weights.digest`)."""
+        return self._loaded.weights.digest()
+
     # ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property

@@ -39,6 +39,8 @@ MEMORY: dict[str, Any] = {
 """Of `memory`: questions of the world are alike in most words, and each of their parts has a route of its own."""
 
 
+PLANNER = Path(__file__).parents[1] / "models" / "planner"
+"""The adapter that comes with the embedded model: its Planner after reinforcement learning (docs/learning.md)."""
 LEARN: dict[str, Any] = {
     "samples": 8,
     "batch": 1,

@@ -25,7 +25,7 @@ def test_a_ladder_leaves_its_files_and_is_not_climbed_again(program: Program, mo
     assert first.code == 0, first.stderr
     for line in ("Correct answers, %", "plan, against no plan", "+ Planner RL", "Spent on a question"):
         assert line in first.stdout
-    assert "+ Planner RL, + test-time learning: filled by `mia learn`." in first.stderr
+    assert "+ Planner RL: not measured" in first.stderr
     assert {path.name for path in Path("ladder").iterdir()} == {
         "ladder.jsonl",
         "ladder.json",

@@ -38,7 +38,11 @@ def ladder(
     questions: Annotated[int, typer.Option(min=1, help="Questions in each.")] = 60,
     shifted: Annotated[bool, typer.Option("--shifted", help="Worlds without favourite sources.")] = False,
     rungs: Annotated[
-        str | None, typer.Option(help="Their names, with commas between.", show_default="the six of the ladder")
+        str | None, typer.Option(help="Their names, with commas between.", show_default="all of the ladder")
+    ] = None,
+    planner: Annotated[
+        Path | None,
+        typer.Option(help="What `mia learn planner` made.", show_default="the adapter that comes with the model"),
     ] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that share the worlds.", show_default="1 or 2, as CPUs allow")
@@ -48,28 +52,39 @@ def ladder(
     ] = None,
     json: output.JsonFlag = False,
 ) -> None:
-    """Climb from no plan to plan, memory and replanning, in the same worlds, with controls.
+    """Climb from no plan to plan, memory, replanning and learning, in the same worlds, with controls.
 
-    Rungs: no-plan, no-plan-fair, plan, plan-memory, plan-memory-replan, plan-replan; by name only: three-replans,
-    no-coverage, verdict-replan. Steps are taken in pairs, with 95 % intervals over worlds. --out keeps ladder.jsonl
-    (each finished rung of a world), ladder.md, ladder.json and ladder.png; the same command goes on with it.
+    Rungs: no-plan, no-plan-fair, plan, plan-memory, plan-memory-replan, plan-replan; where there is a Planner that has
+    learnt, planner-rl and ttl; by name only: three-replans, no-coverage, verdict-replan. Steps are taken in pairs, with
+    95 % intervals over worlds. --out keeps ladder.jsonl (each finished rung of a world), ladder.md, ladder.json and
+    ladder.png; the same command goes on with it.
     """
-    from mia.evals.ladder import RUNGS, LadderSettings, choose, digest, run_ladder
+    from mia.config import LearnSettings
+    from mia.evals.ladder import LEARNT, RUNGS, LadderSettings, choose, digest, run_ladder
     from mia.evals.ladder_report import report, write
+    from mia.learn.laboratory import opener
     from mia.models.local import EMBEDDED
     from mia.world import preset
     from mia.world.seeds import TEST, check_unseen
 
     seed = TEST.start if first_seed is None else first_seed
     check_unseen(seed, worlds)
+    if planner is None and model is None and preset.PLANNER.is_dir():
+        planner = preset.PLANNER
+    learn = LearnSettings(**preset.LEARN)
+    every = (*RUNGS, *(LEARNT if planner else ()))
     settings = LadderSettings(
         worlds=worlds,
         first_seed=seed,
         questions=questions,
         shifted=shifted,
-        rungs=RUNGS if rungs is None else choose([name.strip() for name in rungs.split(",") if name.strip()]),
+        rungs=every if rungs is None else choose([name.strip() for name in rungs.split(",") if name.strip()]),
         model=preset.model_settings(path=str(model or "")),
         weights=digest(model or EMBEDDED),
+        planner=str(planner or ""),
+        planner_weights=digest(planner) if planner else "",
+        learn=preset.LEARN,
+        open_online=opener(learn, str(planner or "")),
     )
     begun = time.monotonic()
     try:
