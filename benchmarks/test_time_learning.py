@@ -55,7 +55,9 @@ def main() -> None:
     def tell(done: int, total: int) -> None:
         print(f"{done} of {total} streams, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
 
-    outcomes = run_trials(trials, wanted.out / "outcomes.jsonl", processes=wanted.processes, on_outcome=tell)
+    outcomes = run_trials(
+        trials, wanted.out / "outcomes.jsonl", processes=wanted.processes, at_once=wanted.at_once, on_outcome=tell
+    )
     page = "\n".join(table(outcomes, wanted.arms))
     kind = "shifted worlds" if wanted.shifted else "worlds"
     head = (
@@ -133,6 +135,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shifted", action="store_true")
     parser.add_argument("--unsupervised", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--at-once", type=int, default=8, help="worlds that share a process's model")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     return parser.parse_args()
 

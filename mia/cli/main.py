@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import mia
-from mia.cli import adapters, memory, output, world
+from mia.cli import adapters, learn, memory, output, world
 from mia.cli.ask import ask
 from mia.cli.config import config
 from mia.cli.demo import demo
@@ -65,6 +65,7 @@ app.command()(index)
 app.command()(search)
 app.add_typer(memory.app, name="memory")
 app.add_typer(world.app, name="world")
+app.add_typer(learn.app, name="learn")
 app.add_typer(adapters.app, name="adapters")
 app.command()(config)
 app.command()(doctor)

@@ -30,9 +30,10 @@ from mia.errors import LearnError, ModelUnavailable
 from mia.learn.adapters import AdapterStore
 from mia.learn.online import OnlineLearner, Training
 from mia.learn.publishing import LocalPublisher
+from mia.learn.sources import side_by_side
 from mia.learn.spool import append_line, read_lines
 from mia.learn.trainers import Beginning, InlineTrainer
-from mia.models import build_models
+from mia.models import Models, build_models
 from mia.models.base import ChatModel
 from mia.models.local import LocalModel
 from mia.team import Team, build_team
@@ -46,6 +47,8 @@ from mia.world.questions import tasks
 OpenStream = Callable[[Team, ChatModel, Path], Awaitable["OnlineStream"]]
 ARMS = {"frozen": "nothing", "memory": "memory", "weights": "weights", "both": "both"}
 """Arm → `learn.into`."""
+_BATCH = 128
+"""Conversations that are sampled side by side."""
 
 
 class OnlineStream:
@@ -127,20 +130,20 @@ class Outcome:
         return self.arm, self.world, self.seed
 
 
-async def run_trial(trial: Trial, models: ModelsSettings) -> Outcome:
-    """Raises LearnError, StoreError, ModelUnavailable."""
+async def run_trial(trial: Trial, models: Models) -> Outcome:
+    """`models`: of this process; they may serve other trials at the same time. Raises LearnError, StoreError,
+    ModelUnavailable."""
     begun = time.monotonic()
-    built = build_models(models)
     world = World.make(trial.world, shifted=trial.shifted)
     settings = trial.settings.model_copy(update={"into": ARMS[trial.arm]})
     with TemporaryDirectory(prefix="mia-trial-") as home:
-        config = preset.page(Path(home), models=models, judge=trial.judge)
-        team = build_team(config, models=built, tools=[SearchTool(WorldEngine(world), preset.PASSAGES)])
+        config = preset.page(Path(home), judge=trial.judge)
+        team = build_team(config, models=models, tools=[SearchTool(WorldEngine(world), preset.PASSAGES)])
         stream = None
         try:
             stream = await OnlineStream.open(
                 team,
-                built.planner,
+                models.planner,
                 Path(home) / "online",
                 settings=settings,
                 adapter=trial.adapter,
@@ -156,7 +159,6 @@ async def run_trial(trial: Trial, models: ModelsSettings) -> Outcome:
             if stream is not None:
                 await stream.close()
             await team.close()
-            await built.close()
     updates = stream.learner.updates
     return Outcome(
         trial.arm,
@@ -180,27 +182,37 @@ def run_trials(
     path: Path,
     *,
     processes: int = 1,
+    at_once: int = 8,
     on_outcome: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Outcome]:
     """Run what the file does not hold yet, and return all. Trials of one file differ in arm, world and seed alone.
-    Raises ConfigError and LearnError."""
+
+    `at_once`: trials of one arm that share a process's model at a time; no result depends on it. Raises
+    ConfigError, LearnError, StoreError, ModelUnavailable.
+    """
     _check_same(trials, path)
     known = {outcome.key: outcome for outcome in read_outcomes(path)}
     left = [trial for trial in trials if trial.key not in known]
     on_outcome(len(trials) - len(left), len(trials))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        running = [pool.submit(_run, trial) for trial in left]
+        running = [pool.submit(_run, share) for share in _shares(left, at_once)]
         try:
-            for number, future in enumerate(as_completed(running), start=len(trials) - len(left) + 1):
-                outcome = future.result()
-                append_line(path, asdict(outcome))
-                known[outcome.key] = outcome
-                on_outcome(number, len(trials))
+            for future in as_completed(running):
+                for outcome in future.result():
+                    append_line(path, asdict(outcome))
+                    known[outcome.key] = outcome
+                on_outcome(sum(trial.key in known for trial in trials), len(trials))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [known[trial.key] for trial in trials]
+
+
+def _shares(trials: Sequence[Trial], size: int) -> list[list[Trial]]:
+    """Trials of one arm each: those of another would hold them up."""
+    by_arm = [[trial for trial in trials if trial.arm == arm] for arm in ARMS]
+    return [group[start : start + size] for group in by_arm for start in range(0, len(group), size)]
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
@@ -216,11 +228,19 @@ def read_outcomes(path: Path) -> list[Outcome]:
         ) from error
 
 
-def _run(trial: Trial) -> Outcome:
+def _run(share: Sequence[Trial]) -> list[Outcome]:
     """In a process of its own."""
-    model = preset.model_settings()
-    models = ModelsSettings(default=model, planner=model.model_copy(update={"adapter": trial.adapter}))
-    return asyncio.run(run_trial(trial, models))
+
+    async def run() -> list[Outcome]:
+        model = preset.model_settings(batch=_BATCH)
+        planner = model.model_copy(update={"adapter": share[0].adapter})
+        models = build_models(ModelsSettings(default=model, planner=planner))
+        try:
+            return await side_by_side(run_trial(trial, models) for trial in share)
+        finally:
+            await models.close()
+
+    return asyncio.run(run())
 
 
 def _check_same(trials: Iterable[Trial], path: Path) -> None:

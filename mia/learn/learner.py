@@ -163,6 +163,7 @@ class Learner:
         self._id = new_id("learner")
         self._number = 0
         self._serving = _Serving()
+        self._batch = 32
         self._made_group = False
 
     @classmethod
@@ -175,9 +176,11 @@ class Learner:
         threads: int = 1,
         adapter: Path | None = None,
         seed: int = 0,
+        batch: int = 32,
     ) -> Learner:
         """A learner of a model's folder (empty: the embedded one) that begins from the base, or from `adapter`
-        (`Policy.open`). `seed` decides a new adapter's first weights and the order of rollouts.
+        (`Policy.open`). `seed` decides a new adapter's first weights and the order of rollouts. `batch`: conversations
+        that are sampled side by side.
 
         Under torchrun it joins the other processes: over gloo on a CPU, over NCCL on GPUs. Raises ConfigError for what
         cannot be read and for an adapter of another base; MissingExtra.
@@ -189,6 +192,7 @@ class Learner:
         policy = Policy.open(str(model), settings, device=device, adapter=adapter, seed=seed)
         learner = cls(policy, settings, str(model), threads=threads, seed=seed)
         learner._made_group = made
+        learner._batch = batch
         if adapter is not None:
             learner._number = 1
         return learner
@@ -608,7 +612,11 @@ class _Serving:
         async with self._lock[1]:
             if self._model is None:
                 self._model = await asyncio.to_thread(
-                    LocalModel.open, learner._model, device=str(learner._policy.device), threads=learner._threads
+                    LocalModel.open,
+                    learner._model,
+                    device=str(learner._policy.device),
+                    batch=learner._batch,
+                    threads=learner._threads,
                 )
             if learner.version != self._there:
                 await self._publish(learner, self._model)

@@ -199,7 +199,10 @@ class Policy:
 
             tensors = {
                 name: tensor.detach().cpu().contiguous()
-                for name, tensor in peft.get_peft_model_state_dict(self._tuner, adapter_name=_ADAPTER).items()
+                # Left to itself, peft asks the hub whether the vocabulary of the base has grown.
+                for name, tensor in peft.get_peft_model_state_dict(
+                    self._tuner, adapter_name=_ADAPTER, save_embedding_layers=False
+                ).items()
             }
             file = folder / "adapter_model.safetensors"
             safetensors.torch.save_file(tensors, file, {"format": "pt", "mia_base": self.base})

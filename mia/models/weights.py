@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from mia.errors import ConfigError, MissingExtra, RealCallForbidden, install_hint, require
 from mia.models import real_calls_forbidden
 
+_READING = threading.RLock()
 BASE = "__base__"
 """The name that peft gives to "no adapter" in a batch of several."""
 FORMAT = 1
@@ -602,17 +604,20 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def silenced(transformers: Any) -> Iterator[None]:
-    """Loading draws bars and reports on stderr what nobody can act on; what matters is raised."""
+    """For whatever reads or writes models. Loading draws bars and reports on stderr what nobody can act on; what
+    matters is raised. One thread at a time: how loud it is, and how tensors are made meanwhile, transformers keeps in
+    globals, and of two models that are read at once each may lack something."""
     logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    with _READING:
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
 
 
 def default_sampling(network: Any) -> tuple[float, float]:

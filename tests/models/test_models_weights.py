@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from tiny_model import SPECIAL, write_adapter, write_model
 
 from mia.errors import ConfigError, RealCallForbidden
+from mia.models.local import EMBEDDED
 from mia.models.weights import Weights, default_sampling, find_folder
 
 
@@ -234,6 +236,13 @@ def greedy(weights: Weights, adapter: str = "") -> list[float]:
         ids = torch.tensor([[1, 2, 3, 4]])
         logits: list[float] = weights.forward(ids, torch.arange(4)[None], adapters=[adapter])[0, -1].tolist()
     return logits
+
+
+def test_many_threads_may_read_models_at_once() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(lambda _: Weights.load(str(EMBEDDED)), range(24)))
+    assert len({one.digest() for one in loaded}) == 1
+    assert all(one.network.get_output_embeddings().weight.device.type == "cpu" for one in loaded)
 
 
 def test_an_adapter_comes_and_goes_and_leaves_the_base_as_it_was(llama: str, tmp_path: Path) -> None:
