@@ -6,6 +6,8 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from mia.cli.endpoints import Advice, advise
 from mia.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mia.cli.learning import Learning
     from mia.config import Config
     from mia.evals.run import Progress, Run, Runner
     from mia.evals.summary import Summary
@@ -51,12 +54,29 @@ def run(
     tool: options.Tool = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop the run at so many tokens.")] = None,
     max_money: Annotated[float | None, typer.Option(min=0, help="Stop the run at so many US dollars.")] = None,
+    learn: Annotated[
+        bool | None,
+        typer.Option("--learn/--no-learn", help="Learn from the stream while answering it.", show_default="off"),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Tries of each question.", show_default="4")] = None,
+    learn_batch: Annotated[
+        int | None, typer.Option(min=1, help="Questions between two updates.", show_default="32")
+    ] = None,
+    unsupervised: Annotated[
+        bool, typer.Option("--unsupervised", help="Learn by peer review, without references.")
+    ] = False,
+    into: Annotated[
+        str | None, typer.Option(help="What to learn into: both, memory, weights or nothing.", show_default="both")
+    ] = None,
     json: output.JsonFlag = False,
 ) -> None:
     """Answer a file of questions, remembering each.
 
     Every finished question is one line of episodes.jsonl in the run's folder. Ctrl-C finishes the questions under way
     and stops; a second one stops at once. Either way `--resume` goes on, and no question is lost or asked twice.
+
+    With --learn each question is tried several times, and the Planner's weights learn in a process beside this one. The
+    first questions (`learn.canary`) are held out, to examine each new version with.
 
     With nothing configured at all, the small embedded model answers in the offline world (see `mia world show`).
     """
@@ -76,10 +96,17 @@ def run(
             replan=replan,
             memory=memory,
             frozen=frozen,
-            judge=judge,
+            judge=judge or ("peer" if unsupervised else None),
             max_calls=max_calls,
             tool=tool,
         )
+        | {
+            "learn.enabled": learn,
+            "learn.samples": samples,
+            "learn.batch": learn_batch,
+            "learn.supervised": False if unsupervised else None,
+            "learn.into": into,
+        }
         | {"run.concurrency": concurrency, "budget.run.tokens": max_tokens, "budget.run.money": max_money}
     )
     tasks = read_tasks(questions)[:limit]
@@ -110,6 +137,8 @@ async def _run(folder: Path, tasks: list[Task], config: Config, *, resume: bool,
     from mia.evals.run import open_run
     from mia.team import build_team
 
+    if config.learn.enabled:
+        return await _learn(folder, tasks, config, resume=resume, json=json)
     # The team first: settings that build none must not leave a run behind.
     announce_first_use(config)
     team = build_team(config)
@@ -137,32 +166,47 @@ def _register(folder: Path, config: Config) -> None:
         store.register_copy(folder)
 
 
-async def _answer(opened: Run, tasks: list[Task], team: Team, config: Config) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+async def _learn(folder: Path, tasks: list[Task], config: Config, *, resume: bool, json: bool) -> Progress:
+    from mia.cli import learning
+    from mia.cli.index import announce_first_use
+    from mia.evals.run import open_run
+    from mia.learn.online import check
+    from mia.models import build_models
+    from mia.team import build_team
 
+    # As for any run: settings that build nothing must not leave a folder behind.
+    learning.check(config, tasks)
+    announce_first_use(config)
+    models = build_models(config.models)
+    try:
+        team = build_team(config, models=learning.learning_models(models, config))
+        try:
+            training = learning.build_training(models.planner, config, folder)
+            check(team, config.learn, training)
+            opened = open_run(folder, tasks, config, resume=resume)
+            _register(folder, config)
+            if opened.done:
+                output.note(f"{len(opened.done)} of {len(tasks)} questions are answered already.")
+            with _bar(opened, len(tasks)) as on_progress:
+                run = learning.Learning(opened, tasks, team, models.planner, training, config, on_progress)
+                progress = await _until_interrupted(run)
+        finally:
+            await team.close()
+    finally:
+        await models.close()
+    page = run.page()
+    if json:
+        output.result_json({**_page(progress, folder), "learning": page})
+    else:
+        _show(progress, folder, learning.rows(page), beside="other tries, choosing, examining and remembering")
+    return progress
+
+
+async def _answer(opened: Run, tasks: list[Task], team: Team, config: Config) -> Progress:
     from mia.evals.run import Runner
     from mia.team import budget
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[say]}"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=output.console(), transient=True) as bar:
-        shown = bar.add_task("run", total=len(tasks), completed=len(opened.done), say="")
-
-        noted = time.monotonic()
-
-        def on_progress(progress: Progress) -> None:
-            nonlocal noted
-            if not bar.console.is_terminal and time.monotonic() - noted > NOTE_SECONDS:
-                noted = time.monotonic()
-                output.note(f"{progress.summary.answered} of {progress.total} answered · {_say(progress.summary)}")
-            bar.update(shown, completed=progress.summary.answered, say=_say(progress.summary))
-
+    with _bar(opened, len(tasks)) as on_progress:
         runner = Runner(
             opened,
             tasks,
@@ -172,15 +216,37 @@ async def _answer(opened: Run, tasks: list[Task], team: Team, config: Config) ->
             run_budget=budget(config.budget.run),
             on_progress=on_progress,
         )
-        _stop_on_interrupt(runner)
-        try:
-            return await runner.run()
-        except asyncio.CancelledError:
-            output.warn("Stopped at once; --resume goes on.")
-            raise KeyboardInterrupt from None
+        return await _until_interrupted(runner)
 
 
-def _stop_on_interrupt(runner: Runner) -> None:
+@contextmanager
+def _bar(opened: Run, total: int) -> Iterator[Callable[[Progress], None]]:
+    """A bar of progress on stderr; without a terminal, a line now and then."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[say]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=output.console(), transient=True) as bar:
+        shown = bar.add_task("run", total=total, completed=len(opened.done), say="")
+        noted = time.monotonic()
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal noted
+            if not bar.console.is_terminal and time.monotonic() - noted > NOTE_SECONDS:
+                noted = time.monotonic()
+                output.note(f"{progress.summary.answered} of {progress.total} answered · {_say(progress.summary)}")
+            bar.update(shown, completed=progress.summary.answered, say=_say(progress.summary))
+
+        yield on_progress
+
+
+async def _until_interrupted(runner: Runner | Learning) -> Progress:
     """First Ctrl-C: finish what is under way. Second: cancel it."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -194,6 +260,11 @@ def _stop_on_interrupt(runner: Runner) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
+    try:
+        return await runner.run()
+    except asyncio.CancelledError:
+        output.warn("Stopped at once; --resume goes on.")
+        raise KeyboardInterrupt from None
 
 
 def _say(summary: Summary) -> str:
@@ -212,11 +283,14 @@ def _page(progress: Progress, folder: Path) -> dict[str, Any]:
     }
 
 
-def _show(progress: Progress, folder: Path) -> None:
+def _show(
+    progress: Progress, folder: Path, more: Sequence[tuple[str, str]] = (), *, beside: str = "remembering"
+) -> None:
+    """`beside`: what calls beside those of the answers were for."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in _rows(progress):
+    for name, value in [*_rows(progress, beside), *more]:
         table.add_row(name, value)
     output.result_console().print(table)
     for question_id, why in list(progress.unanswered.items())[:5]:
@@ -226,7 +300,7 @@ def _show(progress: Progress, folder: Path) -> None:
     output.note(f"episodes: {folder / 'episodes.jsonl'} · mia show --from {folder / 'episodes.jsonl'} ID")
 
 
-def _rows(progress: Progress) -> list[tuple[str, str]]:
+def _rows(progress: Progress, beside: str) -> list[tuple[str, str]]:
     page: dict[str, Any] = progress.summary.as_dict()
     rows = [("questions", f"{page['answered']} of {progress.total} answered")]
     if page["accuracy"] is not None:
@@ -245,7 +319,7 @@ def _rows(progress: Progress) -> list[tuple[str, str]]:
     cost = f", ${page['cost']:.4f}" if page["cost"] else ""
     tokens = page["prompt_tokens"] + page["completion_tokens"]
     remembering, unfinished = page["remembering"]["calls"], page["unfinished"]["calls"]
-    of_which = f" ({remembering:,} of the calls for remembering)" if remembering else ""
+    of_which = f" ({remembering:,} of the calls for {beside})" if remembering else ""
     of_which += f" ({unfinished:,} of the calls for questions that stayed open)" if unfinished else ""
     rows.append(("spent", f"{page['calls']:,} model calls, {tokens:,} tokens{cost}{of_which}"))
     rows += [(f"stopped: {name}", str(count)) for name, count in page["stops"].items() if name != "answered"]
