@@ -213,19 +213,24 @@ def asked(text: str) -> Chain:
 
 
 def routes_in_memory(text: str) -> dict[str, Route]:
-    """Relation → the route that a memory of a correct answer found it by; the first such memory counts."""
-    known: dict[str, Route] = {}
+    """Relation → the route that a memory of a correct answer found it by; where several did, the first."""
+    return {relation: routes[0] for relation, routes in all_routes_in_memory(text).items()}
+
+
+def all_routes_in_memory(text: str) -> dict[str, list[Route]]:
+    """Relation → all routes that memories of correct answers found it by, in order."""
+    known: dict[str, list[Route]] = {}
     for correct, tries in language.read_memories(text):
         if not correct:
             continue
         for number, one in enumerate(tries):
             step = one.query.step
-            if one.outcome.kind != "found" or step.relation in known:
+            if one.outcome.kind != "found":
                 continue
             if not step.via:
-                known[step.relation] = (step,)
+                known.setdefault(step.relation, []).append((step,))
             elif number and tries[number - 1].query.step.relation == step.via:
-                known[step.relation] = (tries[number - 1].query.step, step)
+                known.setdefault(step.relation, []).append((tries[number - 1].query.step, step))
     return known
 
 

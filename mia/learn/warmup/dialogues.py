@@ -243,7 +243,7 @@ class _Lesson:
 
     def _spoil(self, chain: Chain, task: Task, attempt: Attempt) -> tuple[Task, Attempt]:
         """Another answer, or another question."""
-        kind: Literal["answer", "longer", "other"] = self._chance.choice(("answer", "answer", "longer", "other"))
+        kind: Literal["answer", "longer", "other"] = self._chance.choice(("answer", "longer", "longer", "other"))
         if kind == "answer":
             seen = [
                 passage.title
