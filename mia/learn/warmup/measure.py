@@ -70,7 +70,7 @@ class Share:
 ABILITIES = {
     "executor follows an oracle's plan": "the answer is the truth",
     "executor says unknown in a wrong source": "a hop of the plan names a source that has nothing",
-    "planner writes the route found in memory": "a route of a memory of a correct answer, for every relation that one found",
+    "planner writes the route found in memory": "for every relation that a memory of a correct answer found",
     "  of these, kept under another entity": "the route has two steps: to that entity, and under it",
     "planner reflects": "yes after unknown, no after an answer",
     "planner replans elsewhere": "the hop that failed, in a source that was not tried",
