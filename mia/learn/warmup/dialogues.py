@@ -154,8 +154,8 @@ class _Lesson:
     async def give(self) -> list[Dialogue]:
         for _ in range(_TASKS_PER_WORLD):
             await self._whole_line(self._chain())
-            await self._planned(self._chain())
             for _ in range(2):
+                await self._planned(self._chain())
                 await self._plan(self._chain())
             if self._chance.random() < 0.15:
                 await self._unplanned(self._chain())
@@ -215,9 +215,9 @@ class _Lesson:
         plan = Plan(text=write_plan(route))
         execution = await self._executor().execute(task.question, plan, "", Ledger("lesson"))
         attempt = Attempt(plan=plan, trace=execution.trace, answer=execution.answer)
-        if self._chance.random() < 0.5:
+        if self._chance.random() < 0.4:
             await self._compressed(task, (attempt,))
-        if attempt.answer is not None and self._chance.random() < 0.6:
+        if attempt.answer is not None and self._chance.random() < 0.4:
             await self._judged(chain, task, attempt)
 
     async def _unplanned(self, chain: Chain) -> None:
