@@ -122,16 +122,18 @@ class RouteStep:
 
 
 Route = tuple[RouteStep, ...]
-_STEP = re.compile(rf"find ({_RELATION})(?: via ({_RELATION})(?: in ({_SOURCE}) then)?)? in ({_SOURCE})")
+_STEP = re.compile(
+    rf"find ({_RELATION})(?: via ({_RELATION}))? in ({_SOURCE})(?: via ({_RELATION}) in ({_SOURCE}))?"
+)
 
 
 def write_step(route: Sequence[RouteStep]) -> str:
-    """One line of a plan or a workflow: a step, or two of which the first leads to where the second is kept. The
-    relation that is wanted comes first, and what follows it is the way."""
+    """One line of a plan or a workflow: a step, or two of which the first leads to where the second is kept. Every
+    source follows its relation at once, so that looking it up is looking at what comes next."""
     last = route[-1]
     if len(route) == 1:
         return f"find {last.wanted} in {last.source}"
-    return f"find {last.wanted} in {route[0].source} then in {last.source}"
+    return f"find {last.relation} in {last.source} via {last.via} in {route[0].source}"
 
 
 def write_plan(route: Sequence[RouteStep]) -> str:
@@ -153,9 +155,10 @@ def _paired(route: Sequence[RouteStep]) -> Iterator[tuple[RouteStep, ...]]:
         number += size
 
 
-def _read_step(relation: str, via: str, first: str, source: str) -> Route:
-    last = RouteStep(relation, source, via)
-    return (RouteStep(via, first), last) if first else (last,)
+def _read_step(relation: str, via: str, source: str, leading: str, first: str) -> Route:
+    """`leading`: the relation that leads there, found in the source `first`."""
+    last = RouteStep(relation, source, via or leading)
+    return (RouteStep(leading, first), last) if leading else (last,)
 
 
 # ── searching ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -307,15 +310,13 @@ _WORKFLOW_LINE = re.compile(
 def read_workflow(text: str) -> list[Try]:
     """The tries of a workflow; lines of any other form are passed over. Of a pair the entity between is not told."""
     tries: list[Try] = []
-    for relation, via, first, source, entity, found, failed, failed_via, keeper, where, at in _WORKFLOW_LINE.findall(
-        text
-    ):
+    for *told, entity, found, failed, failed_via, keeper, where, at in _WORKFLOW_LINE.findall(text):
         if failed:
             outcome = Outcome("kept", keeper) if keeper else NOTHING
             tries.append(Try(Query(RouteStep(failed, where, failed_via), at), outcome))
             continue
-        steps = _read_step(relation, via, first, source)
-        if first:
+        steps = _read_step(*told)
+        if len(steps) > 1:
             tries.append(Try(Query(steps[0], entity), Outcome("found", UNTOLD)))
             entity = UNTOLD
         tries.append(Try(Query(steps[-1], entity), Outcome("found", found)))

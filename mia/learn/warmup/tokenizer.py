@@ -27,7 +27,7 @@ TEMPLATE = (
 """Chat template: a mark for the role, the content, the end of the turn."""
 
 _FIRST = tuple(syllable.capitalize() for syllable in SYLLABLES)
-_WHERE = tuple(f"{how} in {source}" for how in ("", " then", " not") for source in SOURCES)
+_WHERE = tuple(f"{how} in {source}" for how in ("", " not") for source in SOURCES)
 _VIA = tuple(f" {how} {relation}" for how in ("via", "kept by") for relation in RELATION)
 """Where a step goes follows its relation at once, so that looking it up is looking at what follows a token."""
 _SLOT = re.compile(

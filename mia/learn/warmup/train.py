@@ -44,7 +44,7 @@ _LOG_EVERY = 20
 class Recipe:
     """Everything that decides the weights."""
 
-    steps: int = 5_500
+    steps: int = 5_800
     batch_tokens: int = 3_072
     """Tokens of one step, padding included."""
     shards: int = 10
