@@ -123,7 +123,7 @@ class RouteStep:
 
 Route = tuple[RouteStep, ...]
 _STEP = re.compile(
-    rf"find ({_RELATION})(?: via ({_RELATION}))? in ({_SOURCE})(?: via ({_RELATION}) in ({_SOURCE}))?"
+    rf"find ({_RELATION})(?: via ({_RELATION})(?:: (?:{_RELATION}) in ({_SOURCE}), (?:{_RELATION}))?)? in ({_SOURCE})"
 )
 
 
@@ -133,7 +133,7 @@ def write_step(route: Sequence[RouteStep]) -> str:
     last = route[-1]
     if len(route) == 1:
         return f"find {last.wanted} in {last.source}"
-    return f"find {last.relation} in {last.source} via {last.via} in {route[0].source}"
+    return f"find {last.wanted}: {last.via} in {route[0].source}, {last.relation} in {last.source}"
 
 
 def write_plan(route: Sequence[RouteStep]) -> str:
@@ -155,10 +155,10 @@ def _paired(route: Sequence[RouteStep]) -> Iterator[tuple[RouteStep, ...]]:
         number += size
 
 
-def _read_step(relation: str, via: str, source: str, leading: str, first: str) -> Route:
-    """`leading`: the relation that leads there, found in the source `first`."""
-    last = RouteStep(relation, source, via or leading)
-    return (RouteStep(leading, first), last) if leading else (last,)
+def _read_step(relation: str, via: str, first: str, source: str) -> Route:
+    """`first`: the source of the relation that leads there, where it is to be found too."""
+    last = RouteStep(relation, source, via)
+    return (RouteStep(via, first), last) if first else (last,)
 
 
 # ── searching ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -155,8 +155,9 @@ class _Lesson:
         for _ in range(_TASKS_PER_WORLD):
             await self._whole_line(self._chain())
             for _ in range(2):
-                await self._planned(self._chain())
                 await self._plan(self._chain())
+            for _ in range(3):
+                await self._planned(self._chain())
             if self._chance.random() < 0.15:
                 await self._unplanned(self._chain())
         return self._recorder.dialogues
@@ -190,7 +191,7 @@ class _Lesson:
         await self._compressed(task, episode.attempts)
         steps = tuple(step for attempt in episode.attempts for step in attempt.trace.steps)
         last = episode.attempts[-1]
-        if last.answer is not None and self._chance.random() < 0.4:
+        if last.answer is not None and self._chance.random() < 0.25:
             await self._judged(chain, task, last.evolve(trace=last.trace.evolve(steps=steps)))
 
     async def _plan(self, chain: Chain) -> None:
@@ -215,9 +216,9 @@ class _Lesson:
         plan = Plan(text=write_plan(route))
         execution = await self._executor().execute(task.question, plan, "", Ledger("lesson"))
         attempt = Attempt(plan=plan, trace=execution.trace, answer=execution.answer)
-        if self._chance.random() < 0.4:
+        if self._chance.random() < 0.3:
             await self._compressed(task, (attempt,))
-        if attempt.answer is not None and self._chance.random() < 0.4:
+        if attempt.answer is not None and self._chance.random() < 0.2:
             await self._judged(chain, task, attempt)
 
     async def _unplanned(self, chain: Chain) -> None:
