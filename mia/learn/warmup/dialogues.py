@@ -163,13 +163,15 @@ class _Lesson:
         return self._recorder.dialogues
 
     def _chain(self) -> Chain:
-        """The next chain of the stream; at times one that takes more practice: the longest of a few, or one with a
-        relation that is kept under another entity."""
-        chains = [next(self._stream) for _ in range(3)]
+        """The next chain of the stream; at times one that takes more practice: the longest of a few, one with a relation
+        that is kept under another entity, or one that takes a relation twice."""
+        chains = [next(self._stream) for _ in range(4)]
         kind = self._chance.random()
-        if kind < 0.35:
+        if kind < 0.3:
             return max(chains, key=lambda chain: sum(bool(self._world.keeping[name].via) for name in chain.relations))
-        return max(chains, key=lambda chain: len(chain.relations)) if kind < 0.6 else chains[0]
+        if kind < 0.45:
+            return max(chains, key=_repeats)
+        return max(chains, key=lambda chain: len(chain.relations)) if kind < 0.65 else chains[0]
 
     def _task(self, chain: Chain) -> Task:
         text = write_question(chain, self._chance.randrange(PARAPHRASES))
@@ -204,7 +206,10 @@ class _Lesson:
         """The Executor with a plan that is right but for a hop, often."""
         route = list(self._world.oracle(chain))
         if self._chance.random() < 0.5:
-            wrong = self._chance.randrange(len(route))
+            # Where a relation comes twice, its two steps are to name two sources: each is looked up by its place.
+            names = [step.relation for step in route]
+            twice = [number for number, name in enumerate(names) if names.count(name) > 1]
+            wrong = self._chance.choice(twice or range(len(route)))
             other = route[wrong]
             route[wrong] = RouteStep(other.relation, self._chance.choice(SOURCES), other.via)
             if other.via and self._chance.random() < 0.5:
@@ -266,3 +271,7 @@ class _Lesson:
             relations[at] = self._chance.choice(ways)
         text = write_question(Chain(chain.entity, tuple(relations)), self._chance.randrange(PARAPHRASES))
         return task.evolve(question=task.question.evolve(text=text)), attempt
+
+
+def _repeats(chain: Chain) -> int:
+    return len(chain.relations) - len(set(chain.relations))

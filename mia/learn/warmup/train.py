@@ -44,7 +44,7 @@ _LOG_EVERY = 20
 class Recipe:
     """Everything that decides the weights."""
 
-    steps: int = 7_800
+    steps: int = 8_200
     batch_tokens: int = 3_072
     """Tokens of one step, padding included."""
     shards: int = 12
