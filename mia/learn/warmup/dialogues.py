@@ -163,8 +163,8 @@ class _Lesson:
         return self._recorder.dialogues
 
     def _chain(self) -> Chain:
-        """The next chain of the stream; at times one that takes more practice: the longest of a few, one with a relation
-        that is kept under another entity, or one that takes a relation twice."""
+        """The next chain of the stream; at times one that takes more practice: the longest of a few, one with a
+        relation that is kept under another entity, or one that takes a relation twice."""
         chains = [next(self._stream) for _ in range(4)]
         kind = self._chance.random()
         if kind < 0.3:
