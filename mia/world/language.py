@@ -60,6 +60,8 @@ SYLLABLES = tuple(
 """Names are made of these, so that they must be copied and cannot be known."""
 UNKNOWN = "unknown"
 """The answer of an Executor that did not find what it was sent for."""
+UNTOLD = "Untold"
+"""Stands for an entity that a workflow leaves out."""
 
 _ENTITY = r"[A-Z][a-z]+"
 _RELATION = "|".join(RELATION)
@@ -120,17 +122,43 @@ class RouteStep:
 
 
 Route = tuple[RouteStep, ...]
-_STEP = re.compile(rf"find ({_RELATION})(?: via ({_RELATION}))? in ({_SOURCE})")
+_STEP = re.compile(
+    rf"find ({_RELATION})(?: via ({_RELATION})(?:: (?:{_RELATION}) in ({_SOURCE}), (?:{_RELATION}))?)? in ({_SOURCE})"
+)
+
+
+def write_step(route: Sequence[RouteStep]) -> str:
+    """One line of a plan or a workflow: a step, or two of which the first leads to where the second is kept. Every
+    source follows its relation at once, so that looking it up is looking at what comes next."""
+    last = route[-1]
+    if len(route) == 1:
+        return f"find {last.wanted} in {last.source}"
+    return f"find {last.wanted}: {last.via} in {route[0].source}, {last.relation} in {last.source}"
 
 
 def write_plan(route: Sequence[RouteStep]) -> str:
-    """Numbered steps; each begins where the one before ended."""
-    return "\n".join(f"{number}. find {step.wanted} in {step.source}" for number, step in enumerate(route, start=1))
+    """Numbered lines; each begins where the one before ended."""
+    return "\n".join(f"{number}. {write_step(steps)}" for number, steps in enumerate(_paired(route), start=1))
 
 
 def read_plan(text: str) -> Route:
     """The steps in a plan, in order."""
-    return tuple(RouteStep(relation, source, via) for relation, via, source in _STEP.findall(text))
+    return tuple(step for found in _STEP.findall(text) for step in _read_step(*found))
+
+
+def _paired(route: Sequence[RouteStep]) -> Iterator[tuple[RouteStep, ...]]:
+    """The steps, those that belong together as pairs."""
+    number = 0
+    while number < len(route):
+        size = 2 if number + 1 < len(route) and route[number + 1].via == route[number].wanted else 1
+        yield tuple(route[number : number + size])
+        number += size
+
+
+def _read_step(relation: str, via: str, first: str, source: str) -> Route:
+    """`first`: the source of the relation that leads there, where it is to be found too."""
+    last = RouteStep(relation, source, via)
+    return (RouteStep(via, first), last) if first else (last,)
 
 
 # ── searching ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -250,34 +278,49 @@ def read_answer(text: str) -> str:
 
 
 def write_workflow(tries: Sequence[Try]) -> str:
-    """The memory of a trajectory: every try, in order, the failed ones too."""
-    return "\n".join(
-        f"{number}. find {one.query.step.wanted} in {one.query.step.source} ({one.query.entity} → {_tell(one.outcome)})"
-        for number, one in enumerate(tries, start=1)
-    )
-
-
-def _tell(outcome: Outcome) -> str:
-    if outcome.kind == "kept":
-        return f"kept by {outcome.what}"
-    return outcome.what or "nothing"
+    """The memory of a trajectory: every try, in order, the failed ones too. What led on is told in the words of a plan,
+    what did not in others, so that the one is not taken for the other."""
+    lines: list[str] = []
+    number = 0
+    while number < len(tries):
+        one = tries[number]
+        after = tries[number + 1] if number + 1 < len(tries) else None
+        step, entity = one.query.step, one.query.entity
+        leads_on = after is not None and after.query.step.via == step.wanted and one.outcome.what == after.query.entity
+        if after is not None and leads_on and {one.outcome.kind, after.outcome.kind} == {"found"}:
+            lines.append(f"{write_step((step, after.query.step))} ({entity} → {after.outcome.what})")
+            number += 1
+        elif one.outcome.kind == "found":
+            lines.append(f"{write_step((step,))} ({entity} → {one.outcome.what})")
+        elif one.outcome.kind == "kept":
+            lines.append(f"{step.wanted} kept by {one.outcome.what} in {step.source} ({entity})")
+        else:
+            lines.append(f"{step.wanted} not in {step.source} ({entity})")
+        number += 1
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
 
 
 _WORKFLOW_LINE = re.compile(
-    rf"^(?:Steps: )?\d+\. {_STEP.pattern} \(({_ENTITY}) → (?:(nothing)|kept by ({_RELATION})|({_ENTITY}))\)$",
+    rf"^(?:Steps: )?\d+\. (?:{_STEP.pattern} \(({_ENTITY}) → ({_ENTITY})\)"
+    rf"|({_RELATION})(?: via ({_RELATION}))? (?:not|kept by ({_RELATION})) in ({_SOURCE}) \(({_ENTITY})\))$",
     re.MULTILINE,
 )
 
 
 def read_workflow(text: str) -> list[Try]:
-    """The tries of a workflow; lines of any other form are passed over."""
-    return [
-        Try(
-            Query(RouteStep(relation, source, via), entity),
-            Outcome("kept", kept) if kept else Outcome("found", found) if found else NOTHING,
-        )
-        for relation, via, source, entity, _, kept, found in _WORKFLOW_LINE.findall(text)
-    ]
+    """The tries of a workflow; lines of any other form are passed over. Of a pair the entity between is not told."""
+    tries: list[Try] = []
+    for *told, entity, found, failed, failed_via, keeper, where, at in _WORKFLOW_LINE.findall(text):
+        if failed:
+            outcome = Outcome("kept", keeper) if keeper else NOTHING
+            tries.append(Try(Query(RouteStep(failed, where, failed_via), at), outcome))
+            continue
+        steps = _read_step(*told)
+        if len(steps) > 1:
+            tries.append(Try(Query(steps[0], entity), Outcome("found", UNTOLD)))
+            entity = UNTOLD
+        tries.append(Try(Query(steps[-1], entity), Outcome("found", found)))
+    return tries
 
 
 def read_memories(text: str) -> Iterator[tuple[bool, list[Try]]]:

@@ -213,19 +213,24 @@ def asked(text: str) -> Chain:
 
 
 def routes_in_memory(text: str) -> dict[str, Route]:
-    """Relation → the route that a memory of a correct answer found it by; the first such memory counts."""
-    known: dict[str, Route] = {}
+    """Relation → the route that a memory of a correct answer found it by; where several did, the first."""
+    return {relation: routes[0] for relation, routes in all_routes_in_memory(text).items()}
+
+
+def all_routes_in_memory(text: str) -> dict[str, list[Route]]:
+    """Relation → all routes that memories of correct answers found it by, in order."""
+    known: dict[str, list[Route]] = {}
     for correct, tries in language.read_memories(text):
         if not correct:
             continue
         for number, one in enumerate(tries):
             step = one.query.step
-            if one.outcome.kind != "found" or step.relation in known:
+            if one.outcome.kind != "found":
                 continue
             if not step.via:
-                known[step.relation] = (step,)
+                known.setdefault(step.relation, []).append((step,))
             elif number and tries[number - 1].query.step.relation == step.via:
-                known[step.relation] = (tries[number - 1].query.step, step)
+                known.setdefault(step.relation, []).append((tries[number - 1].query.step, step))
     return known
 
 
@@ -286,15 +291,18 @@ def decide(text: str) -> Found:
     """Look at a judge's request: question, trajectory, answer."""
     chain, answer = asked(text), language.read_answer(text)
     tries = language.read_trajectory(text)
-    done, at = _progress(chain, tries)
-    found = [one.outcome.what for one in tries if one.outcome.kind == "found"]
-    return Found(
-        done == len(chain.relations), bool(found) and answer == found[-1] and answer == at, answer not in ("", UNKNOWN)
-    )
+    done, _ = _progress(chain, tries)
+    found = _found(tries)
+    return Found(done == len(chain.relations), bool(found) and answer == found[-1], answer not in ("", UNKNOWN))
+
+
+def _found(tries: Sequence[Try]) -> list[str]:
+    return [one.outcome.what for one in tries if one.outcome.kind == "found"]
 
 
 def review(purpose: str, text: str) -> str:
-    """What a judge says: three reviews, the chair's decision, the support, or the mark against a reference."""
+    """What a judge says: three reviews, the chair's decision, the support, or the mark against a reference. Reviewers of
+    a trajectory first put side by side what they compare."""
     if purpose == "review_validity":
         answer = _inside(text, "answer")
         return _scored(answer not in ("", UNKNOWN), "it names an answer", "it names no answer")
@@ -302,9 +310,9 @@ def review(purpose: str, text: str) -> str:
         return _mark(_inside(text, "answer"), list(_references(text)))
     found = decide(text)
     if purpose == "review_reasoning":
-        return _scored(found.reasoned, "every step was taken", "a step is missing")
+        return f"{_steps_taken(text)}\n{_scored(found.reasoned, 'every step was taken', 'a step is missing')}"
     if purpose == "review_sourcing":
-        return _scored(found.sourced, "the answer was found", "the answer was not found")
+        return f"{_last_found(text)}\n{_scored(found.sourced, 'the answer was found', 'the answer was not found')}"
     right = found.reasoned and found.sourced and found.answered
     if not found.answered:
         why = "it names no answer"
@@ -313,6 +321,20 @@ def review(purpose: str, text: str) -> str:
     else:
         why = "the answer was found" if right else "the answer was not found"
     return f"Verdict: {'CORRECT' if right else 'INCORRECT'}\nReason: {why}"
+
+
+def _steps_taken(text: str) -> str:
+    """Each relation that is asked for, and whether the trajectory came to it."""
+    chain = asked(text)
+    done, _ = _progress(chain, language.read_trajectory(text))
+    steps = [f"{name} {'found' if number < done else 'missing'}" for number, name in enumerate(chain.relations)]
+    return f"<think>{', '.join(steps)}</think>"
+
+
+def _last_found(text: str) -> str:
+    """What was found last, and what was answered."""
+    found = _found(language.read_trajectory(text))
+    return f"<think>found {found[-1] if found else 'nothing'}, answer {language.read_answer(text)}</think>"
 
 
 def _scored(good: bool, praise: str, blame: str) -> str:

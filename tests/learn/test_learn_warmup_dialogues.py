@@ -113,11 +113,11 @@ def test_turns_can_be_read_by_those_who_will_read_the_models(taught: list[Dialog
             assert reply.fault == ""
             assert (reply.call is None) != (reply.answer is None)
         elif role is Role.MANAGER:
-            assert len(read_workflow(said)) == len(said.splitlines())
+            assert len(read_workflow(said)) == len(said.splitlines()) + said.count(": ")
         elif kind == "reflect":
             reflections.add(said)
         elif role is Role.PLANNER:
-            assert len(read_plan(said)) == len(said.splitlines())
+            assert len(read_plan(said)) == len(said.splitlines()) + said.count(": ")
     assert reflections == {"yes", "no"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -21,6 +22,7 @@ from mia.world.language import (
     SYLLABLES,
     TYPES,
     UNKNOWN,
+    UNTOLD,
     Chain,
     Outcome,
     Query,
@@ -138,9 +140,36 @@ def test_a_search_without_a_note_is_no_try() -> None:
     assert read_answer("Round 1\nReasoning: start Kavori") == ""
 
 
+def told(tries: list[Try]) -> list[Try]:
+    """What a workflow keeps of tries: of a pair, not the entity between."""
+    kept = list(tries)
+    for number, (one, after) in enumerate(itertools.pairwise(tries)):
+        leads_on = after.query.step.via == one.query.step.wanted and after.query.entity == one.outcome.what
+        if leads_on and one.outcome.kind == after.outcome.kind == "found" and kept[number].query.entity != UNTOLD:
+            kept[number] = Try(kept[number].query, Outcome("found", UNTOLD))
+            kept[number + 1] = Try(Query(after.query.step, UNTOLD), after.outcome)
+    return kept
+
+
 @given(spoken.tries)
 def test_workflows(tries: list[Try]) -> None:
-    assert read_workflow(write_workflow(tries)) == tries
+    assert read_workflow(write_workflow(tries)) == told(tries)
+
+
+def test_a_route_over_another_entity_is_one_line() -> None:
+    waterway = Try(Query(RouteStep("waterway", "gazette"), "Melotu"), Outcome("found", "Ruso"))
+    mayor = Try(Query(RouteStep("mayor", "census", "waterway"), "Ruso"), Outcome("found", "Xanu"))
+    assert write_workflow([waterway, mayor]) == "1. find mayor via waterway: waterway in gazette, mayor in census (Melotu → Xanu)"
+    assert write_plan([waterway.query.step, mayor.query.step]) == "1. find mayor via waterway: waterway in gazette, mayor in census"
+
+
+def test_what_failed_is_told_in_other_words() -> None:
+    nothing = Try(Query(RouteStep("mayor", "ledger"), "Melotu"), NOTHING)
+    kept = Try(Query(RouteStep("mayor", "census"), "Melotu"), Outcome("kept", "waterway"))
+    assert (
+        write_workflow([nothing, kept])
+        == "1. mayor not in ledger (Melotu)\n2. mayor kept by waterway in census (Melotu)"
+    )
 
 
 @settings(deadline=None)
@@ -158,7 +187,7 @@ def test_memories_as_the_line_shows_them(remembered: list[tuple[bool, list[Try]]
         for number, (right, tries) in enumerate(remembered)
     ]
     shown = list(read_memories(present.for_planner(memories)))
-    assert sorted(shown, key=repr) == sorted(remembered, key=repr)
+    assert sorted(shown, key=repr) == sorted(((right, told(tries)) for right, tries in remembered), key=repr)
 
 
 @given(st.text())

@@ -237,7 +237,7 @@ async def test_the_manager_keeps_failed_tries(tmp_path: Path) -> None:
         answer=execution.answer,
     )
     compressed = await Compressor(Teacher(random.Random(9)), style="compact").compress(episode, Ledger("test"))
-    assert compressed.workflow == f"1. find mayor in {empty} ({world.entities['city'][0]} → nothing)"
+    assert compressed.workflow == f"1. mayor not in {empty} ({world.entities['city'][0]})"
 
 
 def test_a_prompt_without_a_question_of_the_world_is_refused() -> None:

@@ -154,21 +154,24 @@ class _Lesson:
     async def give(self) -> list[Dialogue]:
         for _ in range(_TASKS_PER_WORLD):
             await self._whole_line(self._chain())
-            await self._planned(self._chain())
             for _ in range(2):
                 await self._plan(self._chain())
+            for _ in range(3):
+                await self._planned(self._chain())
             if self._chance.random() < 0.15:
                 await self._unplanned(self._chain())
         return self._recorder.dialogues
 
     def _chain(self) -> Chain:
-        """The next chain of the stream; at times one that takes more practice: the longest of a few, or one with a
-        relation that is kept under another entity."""
-        chains = [next(self._stream) for _ in range(3)]
+        """The next chain of the stream; at times one that takes more practice: the longest of a few, one with a
+        relation that is kept under another entity, or one that takes a relation twice."""
+        chains = [next(self._stream) for _ in range(4)]
         kind = self._chance.random()
-        if kind < 0.35:
+        if kind < 0.3:
             return max(chains, key=lambda chain: sum(bool(self._world.keeping[name].via) for name in chain.relations))
-        return max(chains, key=lambda chain: len(chain.relations)) if kind < 0.6 else chains[0]
+        if kind < 0.45:
+            return max(chains, key=_repeats)
+        return max(chains, key=lambda chain: len(chain.relations)) if kind < 0.65 else chains[0]
 
     def _task(self, chain: Chain) -> Task:
         text = write_question(chain, self._chance.randrange(PARAPHRASES))
@@ -190,7 +193,7 @@ class _Lesson:
         await self._compressed(task, episode.attempts)
         steps = tuple(step for attempt in episode.attempts for step in attempt.trace.steps)
         last = episode.attempts[-1]
-        if last.answer is not None and self._chance.random() < 0.4:
+        if last.answer is not None and self._chance.random() < 0.25:
             await self._judged(chain, task, last.evolve(trace=last.trace.evolve(steps=steps)))
 
     async def _plan(self, chain: Chain) -> None:
@@ -203,7 +206,10 @@ class _Lesson:
         """The Executor with a plan that is right but for a hop, often."""
         route = list(self._world.oracle(chain))
         if self._chance.random() < 0.5:
-            wrong = self._chance.randrange(len(route))
+            # Where a relation comes twice, its two steps are to name two sources: each is looked up by its place.
+            names = [step.relation for step in route]
+            twice = [number for number, name in enumerate(names) if names.count(name) > 1]
+            wrong = self._chance.choice(twice or range(len(route)))
             other = route[wrong]
             route[wrong] = RouteStep(other.relation, self._chance.choice(SOURCES), other.via)
             if other.via and self._chance.random() < 0.5:
@@ -215,9 +221,9 @@ class _Lesson:
         plan = Plan(text=write_plan(route))
         execution = await self._executor().execute(task.question, plan, "", Ledger("lesson"))
         attempt = Attempt(plan=plan, trace=execution.trace, answer=execution.answer)
-        if self._chance.random() < 0.5:
+        if self._chance.random() < 0.3:
             await self._compressed(task, (attempt,))
-        if attempt.answer is not None and self._chance.random() < 0.6:
+        if attempt.answer is not None and self._chance.random() < 0.2:
             await self._judged(chain, task, attempt)
 
     async def _unplanned(self, chain: Chain) -> None:
@@ -243,7 +249,7 @@ class _Lesson:
 
     def _spoil(self, chain: Chain, task: Task, attempt: Attempt) -> tuple[Task, Attempt]:
         """Another answer, or another question."""
-        kind: Literal["answer", "longer", "other"] = self._chance.choice(("answer", "answer", "longer", "other"))
+        kind: Literal["answer", "longer", "other"] = self._chance.choice(("answer", "longer", "longer", "other"))
         if kind == "answer":
             seen = [
                 passage.title
@@ -265,3 +271,7 @@ class _Lesson:
             relations[at] = self._chance.choice(ways)
         text = write_question(Chain(chain.entity, tuple(relations)), self._chance.randrange(PARAPHRASES))
         return task.evolve(question=task.question.evolve(text=text)), attempt
+
+
+def _repeats(chain: Chain) -> int:
+    return len(chain.relations) - len(set(chain.relations))

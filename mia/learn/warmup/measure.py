@@ -45,7 +45,7 @@ from mia.world.language import (
     write_workflow,
 )
 from mia.world.questions import chains
-from mia.world.teacher import routes_in_memory
+from mia.world.teacher import all_routes_in_memory
 
 QUESTIONS_PER_WORLD = 4
 
@@ -144,9 +144,9 @@ class _Probes:
                 found.append(((unknown,), partial(self._unknown, question, wrong)))
                 found.append(((replans,), partial(self._replans, question, chain, wrong)))
             recall = Recall(for_planner=present.for_planner(self._past.recalled(chain)))
-            known = routes_in_memory(recall.for_planner)
+            known = all_routes_in_memory(recall.for_planner)
             if told := set(chain.relations) & known.keys():
-                kept = any(len(known[relation]) > 1 for relation in told)
+                kept = any(len(route) > 1 for relation in told for route in known[relation])
                 names = (remembers, remembers_kept) if kept else (remembers,)
                 found.append((names, partial(self._remembers, question, chain, recall)))
             route = wrong if wrong is not None and self._chance.random() < 0.5 else oracle
@@ -184,10 +184,14 @@ class _Probes:
         return _said(await self._attempt(question, route)) == UNKNOWN
 
     async def _remembers(self, question: Question, chain: Chain, recall: Recall) -> bool:
-        known = routes_in_memory(recall.for_planner)
+        known = all_routes_in_memory(recall.for_planner)
         planned = await self._planner.plan(question, recall, "", Ledger("measure"))
         written = read_plan(planned.plan.text)
-        return all(_holds(written, known[relation]) for relation in chain.relations if relation in known)
+        return all(
+            any(_holds(written, route) for route in known[relation])
+            for relation in chain.relations
+            if relation in known
+        )
 
     async def _reflects(self, question: Question, route: Sequence[RouteStep]) -> bool:
         attempt = await self._attempt(question, route)

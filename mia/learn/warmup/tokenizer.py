@@ -27,8 +27,8 @@ TEMPLATE = (
 """Chat template: a mark for the role, the content, the end of the turn."""
 
 _FIRST = tuple(syllable.capitalize() for syllable in SYLLABLES)
-_WHERE = tuple(f" in {source}" for source in SOURCES)
-_VIA = tuple(f" via {relation}" for relation in RELATION)
+_WHERE = tuple(f"{how} in {source}" for how in ("", " not") for source in SOURCES)
+_VIA = tuple(f" {how} {relation}" for how in ("via", "kept by") for relation in RELATION)
 """Where a step goes follows its relation at once, so that looking it up is looking at what follows a token."""
 _SLOT = re.compile(
     rf"(?:{'|'.join((*_WHERE, *_VIA))})\b|\b(?:{'|'.join((*RELATION, *SOURCES))})\b"

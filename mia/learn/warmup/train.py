@@ -44,10 +44,10 @@ _LOG_EVERY = 20
 class Recipe:
     """Everything that decides the weights."""
 
-    steps: int = 4_500
+    steps: int = 8_200
     batch_tokens: int = 3_072
     """Tokens of one step, padding included."""
-    shards: int = 10
+    shards: int = 12
     """When they are used up, they come again in another order."""
     worlds_per_shard: int = 100
     tokenizer_worlds: int = 24
@@ -61,6 +61,8 @@ class Recipe:
     """Largest norm of a gradient."""
     copy_steps: int = 300
     """Steps in which half of the batches are random tokens, said twice; later a twentieth."""
+    bfloat16: bool = True
+    """Multiply in bfloat16, with weights, optimizer and losses in float32: a third faster on most processors."""
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -243,7 +245,7 @@ def _take_steps(
             rate = initialisation.warmed_rate(step, recipe.steps, recipe.rate, warmup=recipe.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = _loss(model, ids, learned)
+            loss = _loss(model, ids, learned, bfloat16=recipe.bfloat16)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -273,14 +275,15 @@ def _take_steps(
     return True
 
 
-def _loss(model: Any, ids: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+def _loss(model: Any, ids: torch.Tensor, learned: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:
     """Cross entropy over the learned tokens. Rows are padded on the right, so the causal mask alone is right."""
     import torch
 
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     counted = learned[:, 1:]
-    logits = model.lm_head(hidden[counted])
-    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][counted])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[counted])
+    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][counted])
 
 
 def _batches(
