@@ -162,33 +162,8 @@ class Planner:
         reply = await self._ask(self._model, asked, "replan", ledger)
         return Planned(_read_plan(reply.text, REPLAN_WORDS), (*asked, Message(role="assistant", content=reply.text)))
 
-    async def _best_plan(
-        self, question: Question, model: ChatModel, messages: Messages, words: int, pairs: Recall | None, ledger: Ledger
-    ) -> tuple[str, Plan]:
-        """Sample plans at temperature 1 and let the model choose; on any failure of the choice, the first is taken.
-
-        Returns the reply that was chosen, and the plan in it.
-        """
-        asked = [self._ask(model, messages, "plan", ledger, temperature=1.0) for _ in range(self._best_of)]
-        replies = await asyncio.gather(*asked, return_exceptions=True)
-        written: list[tuple[str, Plan]] = []
-        for reply in replies:
-            if isinstance(reply, ChatReply):
-                try:
-                    written.append((reply.text, _read_plan(reply.text, words)))
-                except ModelReplyError:
-                    continue
-            elif not isinstance(reply, MiaError):
-                raise reply
-        if not written:
-            raise next(
-                (reply for reply in replies if isinstance(reply, MiaError)), ModelReplyError("no sample held a plan.")
-            )
-        chosen = await self._choose(question, [plan for _, plan in written], pairs, ledger) if len(written) > 1 else 0
-        text, plan = written[chosen]
-        return text, plan.evolve(candidates=tuple(plan.text for _, plan in written), chosen=chosen)
-
-    async def _choose(self, question: Question, plans: Sequence[Plan], pairs: Recall | None, ledger: Ledger) -> int:
+    async def choose(self, question: Question, plans: Sequence[Plan], pairs: Recall | None, ledger: Ledger) -> int:
+        """The index of the plan that the model thinks best, shown plan pairs of similar questions; 0 on any failure."""
         request = self._prompts.choose.fill(
             question=defuse(question.text),
             caption=_caption(question),
@@ -214,6 +189,32 @@ class Planner:
         except (ValueError, TypeError, KeyError):
             return 0
         return index if type(index) is int and 0 <= index < len(plans) else 0
+
+    async def _best_plan(
+        self, question: Question, model: ChatModel, messages: Messages, words: int, pairs: Recall | None, ledger: Ledger
+    ) -> tuple[str, Plan]:
+        """Sample plans at temperature 1 and let the model choose; on any failure of the choice, the first is taken.
+
+        Returns the reply that was chosen, and the plan in it.
+        """
+        asked = [self._ask(model, messages, "plan", ledger, temperature=1.0) for _ in range(self._best_of)]
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        written: list[tuple[str, Plan]] = []
+        for reply in replies:
+            if isinstance(reply, ChatReply):
+                try:
+                    written.append((reply.text, _read_plan(reply.text, words)))
+                except ModelReplyError:
+                    continue
+            elif not isinstance(reply, MiaError):
+                raise reply
+        if not written:
+            raise next(
+                (reply for reply in replies if isinstance(reply, MiaError)), ModelReplyError("no sample held a plan.")
+            )
+        chosen = await self.choose(question, [plan for _, plan in written], pairs, ledger) if len(written) > 1 else 0
+        text, plan = written[chosen]
+        return text, plan.evolve(candidates=tuple(plan.text for _, plan in written), chosen=chosen)
 
     async def _ask(
         self,

@@ -44,7 +44,6 @@ from mia.learn.selection import accepted, best, by_rule, heard, majority
 from mia.learn.sources import FoundOnce, side_by_side
 from mia.learn.spool import Group, Spool, append_line, read_lines, read_rollouts
 from mia.learn.trainers import Learnt, Trainer, made_of
-from mia.memory.manager import MemoryManager
 from mia.models.base import ChatModel, ChatRequest, Price, TokenModel, TokenReply
 from mia.models.ledger import Account, Budget, Ledger
 from mia.models.memo import MemoModel
@@ -481,12 +480,7 @@ class OnlineLearner:
         shown = {one.memory_id for episode in taken if episode.recall is not None for one in episode.recall.shown}
         await memory.credit(f"{self._run}/{group.id}", frozenset(shown), majority(taken))
         ledger = Ledger(group.question_id, run=self._account, on_event=self._on_event)
-        made = await memory.remember(taken, ledger)
-        if not self.settings.supervised and isinstance(memory, MemoryManager):
-            # Which of two plans was right is more than a review can say.
-            pairs = [one.id for one in made if one.kind is MemoryKind.PLAN_PAIR]
-            if pairs:
-                await asyncio.to_thread(memory.forget, pairs, reason="no plan pairs without references")
+        await memory.remember(taken, ledger)
 
     # ── the weights ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -67,7 +67,7 @@ async def best(planner: Planner, episodes: Sequence[Episode], pairs: Recall | No
     if len(plans) < 2:
         return candidates[0]
     shown = list(plans.values())
-    chosen = await planner._choose(episodes[0].question, [plan for _, plan in shown], pairs, ledger)
+    chosen = await planner.choose(episodes[0].question, [plan for _, plan in shown], pairs, ledger)
     return shown[chosen][0]
 
 

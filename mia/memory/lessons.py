@@ -90,7 +90,9 @@ class Lessons:
             lessons.append(replace(lesson, guessed=not _used_tools(episode)))
         if len(lessons) == 2:
             good, bad = (lesson.memory.plan for lesson in lessons)
-            if good and bad and good != bad:
+            # Which of two plans was right is more than peer reviewers can say.
+            sure = all(one.verdict is not None and one.verdict.judge != "peer" for one in chosen)
+            if good and bad and good != bad and sure:
                 pair = self._memory(chosen[0], category.name, origin, incorrect_plan=bad)
                 lessons.append(self._lesson(pair, vectors, False, ()))
         return lessons

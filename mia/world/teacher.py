@@ -301,8 +301,8 @@ def _found(tries: Sequence[Try]) -> list[str]:
 
 
 def review(purpose: str, text: str) -> str:
-    """What a judge says: three reviews, the chair's decision, the support, or the mark against a reference. Reviewers of
-    a trajectory first put side by side what they compare."""
+    """What a judge says: three reviews, the chair's decision, the support, or the mark against a reference. Reviewers
+    of a trajectory first put side by side what they compare."""
     if purpose == "review_validity":
         answer = _inside(text, "answer")
         return _scored(answer not in ("", UNKNOWN), "it names an answer", "it names no answer")

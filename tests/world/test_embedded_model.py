@@ -25,12 +25,12 @@ LARGEST = 8_000_000
 
 LEAST = {
     "executor follows an oracle's plan": 0.9,
-    "executor says unknown in a wrong source": 0.8,
-    "planner writes the route found in memory": 0.65,
+    "executor says unknown in a wrong source": 0.9,
+    "planner writes the route found in memory": 0.9,
     "planner reflects": 0.95,
     "planner replans elsewhere": 0.9,
-    "manager writes the workflow": 0.75,
-    "judge agrees with the truth": 0.7,
+    "manager writes the workflow": 0.8,
+    "judge agrees with the truth": 0.9,
 }
 """Shares that must be reached: below those in the card, for few worlds leave much to chance."""
 

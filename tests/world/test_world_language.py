@@ -159,8 +159,14 @@ def test_workflows(tries: list[Try]) -> None:
 def test_a_route_over_another_entity_is_one_line() -> None:
     waterway = Try(Query(RouteStep("waterway", "gazette"), "Melotu"), Outcome("found", "Ruso"))
     mayor = Try(Query(RouteStep("mayor", "census", "waterway"), "Ruso"), Outcome("found", "Xanu"))
-    assert write_workflow([waterway, mayor]) == "1. find mayor via waterway: waterway in gazette, mayor in census (Melotu → Xanu)"
-    assert write_plan([waterway.query.step, mayor.query.step]) == "1. find mayor via waterway: waterway in gazette, mayor in census"
+    assert (
+        write_workflow([waterway, mayor])
+        == "1. find mayor via waterway: waterway in gazette, mayor in census (Melotu → Xanu)"
+    )
+    assert (
+        write_plan([waterway.query.step, mayor.query.step])
+        == "1. find mayor via waterway: waterway in gazette, mayor in census"
+    )
 
 
 def test_what_failed_is_told_in_other_words() -> None:
