@@ -254,7 +254,7 @@ def measure(
     import peft
 
     values = advantages(rollouts, divide=True, epsilon=1e-4).values
-    settings = LearnSettings(weights=kind, kl=kl, rate=RATE, batch_tokens=budget)
+    settings = LearnSettings(weights=kind, kl=kl, rate=RATE, batch_tokens=budget, recompute=False)
     learner = Learner.open(path, settings, adapter=adapter if kind == "lora" else None)
     network = _read(path)
     if kind == "lora":

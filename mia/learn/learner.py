@@ -53,6 +53,8 @@ CHECKPOINT = "learner.pt"
 """The file of a checkpoint, in the folder that `save` is given."""
 _OVERHEAD = {"cpu": 128, "cuda": 4096}
 """What a micro-batch costs beside its tokens, in tokens."""
+_ROUNDING = 1e-3
+"""Logprobs that differ by less are of the same weights, computed in another company."""
 _SUMS = ("loss", "policy", "divergence", "entropy", "clipped_low", "clipped_high", "dual_clipped", "moved", "weight")
 
 
@@ -390,7 +392,9 @@ class Learner:
         weights = torch.ones_like(logprobs)
         if recompute:
             old = logprobs.detach() if batch.old is None else batch.old
-            weights = importance(old, tensors.sampled, settings.importance_cap)
+            # The sampler's last digits depend on what else it answered; equal tokens are to give equal weights.
+            sampled = torch.where((old - tensors.sampled).abs() < _ROUNDING, old, tensors.sampled)
+            weights = importance(old, sampled, settings.importance_cap)
         terms = policy_terms(
             logprobs,
             old,

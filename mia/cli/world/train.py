@@ -29,10 +29,10 @@ NOTE_SECONDS = 10.0
 
 def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="The training's folder; one that holds a part goes on.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of AdamW.", show_default="4500")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of AdamW.", show_default="8200")] = None,
     rate: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="0.003")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dialogues and order.", show_default="1")] = None,
-    shards: Annotated[int | None, typer.Option(min=1, help="Shards of dialogues.", show_default="10")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Shards of dialogues.", show_default="12")] = None,
     worlds_per_shard: Annotated[int | None, typer.Option(min=1, help="Worlds in each.", show_default="100")] = None,
     tokenizer_worlds: Annotated[
         int | None, typer.Option(min=1, help="Worlds that the tokenizer is made from.", show_default="24")
