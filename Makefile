@@ -28,8 +28,9 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: $(STAMP)  ## Watch a small model research a made-up world: plan, fail, remember, replan. No key, no network.
 	$(BIN)/mia demo
 
-test: $(STAMP)  ## Run the tests (five to nine minutes on two shared cores).
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Run the tests (some minutes on two cores).
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/stories
+	$(BIN)/python -m pytest tests/stories
 
 test-slow: $(STAMP)  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow

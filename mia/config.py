@@ -365,7 +365,7 @@ class LearnSettings(Section):
     """Divide the advantage by the standard deviation of its group."""
     epsilon: float = Field(default=0.1, ge=0)
     """Added to that deviation: 1e-6 in the usual formula; more keeps small parts of a reward from filling the group."""
-    recompute: bool = True
+    recompute: bool = False
     """Take the probabilities before an update from the learner, and weigh tokens by what the sampler had; else the
     sampler's. Costs a pass more where an update has several steps."""
     importance_cap: float = Field(default=2.0, gt=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -19,6 +20,15 @@ def _is_local(address: Any) -> bool:
         return ipaddress.ip_address(str(host).partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+@pytest.fixture(autouse=True)
+def _fresh_consoles() -> None:
+    """A console is made once in a process, and takes its width from the environment then."""
+    output = sys.modules.get("mia.cli.output")
+    if output is not None:
+        output.console.cache_clear()
+        output.result_console.cache_clear()
 
 
 @pytest.fixture(autouse=True)

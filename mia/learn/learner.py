@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import pickle
 import random
@@ -53,6 +54,7 @@ CHECKPOINT = "learner.pt"
 """The file of a checkpoint, in the folder that `save` is given."""
 _OVERHEAD = {"cpu": 128, "cuda": 4096}
 """What a micro-batch costs beside its tokens, in tokens."""
+_GROUPS = itertools.count()
 _ROUNDING = 1e-3
 """Logprobs that differ by less are of the same weights, computed in another company."""
 _SUMS = ("loss", "policy", "divergence", "entropy", "clipped_low", "clipped_high", "dual_clipped", "moved", "weight")
@@ -688,7 +690,11 @@ def _join(device: str) -> bool:
     if torch.is_initialized():
         return False
     try:
-        torch.init_process_group("gloo" if device == "cpu" else "nccl")
+        store, rank, ranks = next(torch.rendezvous("env://"))
+        # Under a name of its own: of a group that was left before, this store still tells the addresses, and a process
+        # that is ahead of the others would wait for them there for ever.
+        store = torch.PrefixStore(f"learner {next(_GROUPS)}", store)
+        torch.init_process_group("gloo" if device == "cpu" else "nccl", store=store, rank=rank, world_size=ranks)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"this process cannot join the others ({str(error).splitlines()[0][:200]}).",

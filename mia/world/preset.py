@@ -49,6 +49,7 @@ LEARN: dict[str, Any] = {
     "rank": 16,
     "rate": 1e-3,
     "kl": 0.0,
+    "recompute": True,
 }
 """Of `learn`, for test-time learning in one world. The embedded model was not taught to choose among plans."""
 _PATIENCE = 86_400.0

@@ -656,9 +656,13 @@ def test_two_processes_make_the_update_of_one(llama: str, tmp_path: Path) -> Non
         [sys.executable, *torchrun, "--master-port", str(port), str(program), llama, str(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
-    train = runpy.run_path(str(program))["train"]
-    alone = {kind: train(llama, tmp_path, kind) for kind in ("lora", "full")}
-    assert running.wait() == 0
+    try:
+        train = runpy.run_path(str(program))["train"]
+        alone = {kind: train(llama, tmp_path, kind) for kind in ("lora", "full")}
+        assert running.wait(timeout=300) == 0
+    finally:
+        running.kill()
+        running.wait()
     for kind, (_, _, told) in alone.items():
         ranks = [json.loads((tmp_path / f"{kind}-rank{rank}.json").read_text()) for rank in (0, 1)]
         skipped = [bool(step.skipped) for each in told for step in each.steps]

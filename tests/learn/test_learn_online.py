@@ -456,8 +456,9 @@ class Script:
 
     prompts: dict[str, str] = {}
 
-    def __init__(self, *outcomes: Outcome | None) -> None:
+    def __init__(self, *outcomes: Outcome | None, name: str = "peer") -> None:
         self._outcomes = outcomes
+        self._name = name
         self._asked = 0
 
     async def judge(self, task: Task, attempt: Attempt, ledger: Ledger) -> Verdict:
@@ -465,7 +466,7 @@ class Script:
         self._asked += 1
         if outcome is None:
             raise JudgeError("it is down")
-        return Verdict(outcome=outcome, judge="peer")
+        return Verdict(outcome=outcome, judge=self._name)
 
 
 RIGHT, WRONG = Outcome.CORRECT, Outcome.INCORRECT
@@ -520,7 +521,7 @@ async def test_a_batch_answers_with_the_memory_as_it_was(tmp_path: Path) -> None
 
 async def test_with_references_there_are_plan_pairs_and_without_none(tmp_path: Path) -> None:
     mixed = (RIGHT, WRONG, WRONG, RIGHT)
-    async with learning(tmp_path / "with", judge=Script(*mixed)) as one:
+    async with learning(tmp_path / "with", judge=Script(*mixed, name="reference")) as one:
         await one.learner.run(stream(4))
         assert one.memories(MemoryKind.PLAN_PAIR)
     settings = SETTINGS.model_copy(update={"supervised": False})

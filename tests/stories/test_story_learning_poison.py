@@ -28,7 +28,7 @@ pytestmark = needs_embedded_model
 
 CANARY, LEARNT = 10, 12
 SETTINGS = LearnSettings(
-    into="weights", report="first", samples=4, batch=6, canary=CANARY, canary_margin=0.05, rate=2e-2, passes=2, kl=0.0
+    into="weights", report="first", samples=6, batch=12, canary=CANARY, canary_margin=0.05, rate=3e-2, passes=6, kl=0.0
 )
 
 
