@@ -44,3 +44,11 @@ def test_every_exported_name_exists_and_is_sorted() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(mia, "no_such_name")
+
+
+def test_python_m_mia_is_the_program() -> None:
+    told = subprocess.run([sys.executable, "-m", "mia", "--version"], capture_output=True, text=True)
+    assert (told.returncode, told.stdout.strip()) == (0, f"mia {mia.__version__}")
+    refused = subprocess.run([sys.executable, "-m", "mia", "nonsense"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "nonsense" in refused.stderr

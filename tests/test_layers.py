@@ -16,6 +16,7 @@ FLOORS: list[list[str]] = [
     ["episode", "stages", "team"],
     ["evals", "erasure", "learn"],
     ["cli"],
+    ["__main__"],
 ]
 ORDER_WITHIN = [
     ["models", "embeddings"],

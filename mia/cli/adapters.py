@@ -49,7 +49,7 @@ def list_(context: typer.Context, role: RoleOption = None, json: output.JsonFlag
     elif rows:
         output.result("\n".join(_line(store, version) for store, version in rows))
     else:
-        output.note("No versions yet. `mia run --learn` and `mia learn planner` make them.")
+        output.note("No versions yet. `mia run --learn` makes them.")
 
 
 @app.command(epilog="Example: mia adapters show v7")
@@ -191,9 +191,7 @@ def _only(config: Config, role: str | None) -> AdapterStore:
     """The one store that can be meant. Raises ConfigError."""
     stores = _stores(config, role)
     if not stores:
-        raise ConfigError(
-            f"no versions at '{config.home / 'adapters'}'.", hint="mia run --learn, or mia learn planner, makes some"
-        )
+        raise ConfigError(f"no versions at '{config.home / 'adapters'}'.", hint="mia run --learn makes some")
     if len(stores) > 1:
         raise ConfigError("planner and executor both have versions.", hint="--role planner, or --role executor")
     return stores[0]

@@ -210,7 +210,7 @@ def digest(folder: Path) -> str:
         raise ConfigError(
             f"cannot read the model in '{folder}': {error.strerror}.",
             wanted="a folder of transformers, as `mia world train` leaves it in model/",
-            hint="--model FOLDER",
+            hint="--model FOLDER; for what `mia learn planner` made, --planner FOLDER",
         ) from error
     return total.hexdigest()[:12]
 

@@ -185,7 +185,7 @@ class AdapterStore:
     def open(cls, folder: Path) -> AdapterStore:
         """The store in this folder, whatever its base and role. Raises LearnError if there is none."""
         if not (folder / _PAGE).is_file():
-            raise LearnError(f"no adapters at '{folder}'.", hint="mia run --learn, or mia learn planner, makes some")
+            raise LearnError(f"no adapters at '{folder}'.", hint="mia run --learn makes some")
         store = cls.__new__(cls)
         store.folder, store._parsed = folder, ("", None)
         store._read()

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from mia.errors import LearnError, require
+from mia.learn.folder import read_rows, write_rows
 
 Values = Mapping[str, float]
 
@@ -56,13 +56,7 @@ class JsonlMetrics:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows = [row for row in read_metrics(path) if after is None or row["step"] <= after]
-            fresh = path.with_suffix(f"{path.suffix}.tmp")
-            with fresh.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
+            write_rows(path, [row for row in read_metrics(path) if after is None or row["step"] <= after])
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise self._unwritten(error) from error
@@ -89,13 +83,7 @@ class JsonlMetrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; such as a crash tore are passed over. No file: none."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
+    return [row for row in read_rows(path) if isinstance(row.get("step"), int)]
 
 
 class TensorBoardMetrics:

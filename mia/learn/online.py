@@ -37,6 +37,7 @@ from mia.errors import ConfigError, LearnError, MiaError
 from mia.events import OnEvent, ignore
 from mia.learn.adapters import AdapterStore, State, Version
 from mia.learn.canary import CanaryResult, examine
+from mia.learn.folder import write_whole
 from mia.learn.publishing import Publisher
 from mia.learn.rewards import build_reward
 from mia.learn.rollouts import Dropped, RewardFunction, Rollout, Sampled, require_tokens, roll_out
@@ -782,9 +783,7 @@ def _open_page(path: Path, settings: LearnSettings, seed: int) -> str:
 
 
 def _write(path: Path, page: Mapping[str, Any]) -> None:
-    fresh = path.with_suffix(".tmp")
     try:
-        fresh.write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, (json.dumps(page, indent=2) + "\n").encode())
     except OSError as error:
         raise LearnError(f"cannot write '{path}': {error.strerror}.", hint="make room on the disk") from error

@@ -22,16 +22,13 @@ probabilities in their last digits by what they answer side by side, so weights 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mia.config import LearnSettings, ModelsSettings
 from mia.episode import answer
 from mia.errors import ConfigError, LearnError
+from mia.learn.folder import alone, read_rows, write_rows, write_whole
 from mia.learn.rollouts import Dropped, RewardFunction, Rollout, Sampled, roll_out
 from mia.learn.sources import Exam, Marks, Situation, Source, mark_of, side_by_side
 from mia.models import Models, build_models
@@ -241,12 +239,14 @@ async def train_stage(
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """A row for each step. Rows that a crash tore are passed over."""
-    return [row for row in _rows(folder / "metrics.jsonl") if "step" in row]
+    return [row for row in read_rows(folder / "metrics.jsonl") if "step" in row]
 
 
 def read_exams(folder: Path) -> list[Held]:
     """The exams that were held. Rows that a crash tore are passed over."""
-    return [Held(row["step"], row["marks"]) for row in _rows(folder / "exams.jsonl") if {"step", "marks"} <= row.keys()]
+    return [
+        Held(row["step"], row["marks"]) for row in read_rows(folder / "exams.jsonl") if {"step", "marks"} <= row.keys()
+    ]
 
 
 def read_result(folder: Path) -> StageResult | None:
@@ -543,7 +543,7 @@ class _Training:
             seconds=state.seconds,
             ended_early=state.step < self._schedule.steps,
         )
-        _write(folder / "result.json", json.dumps(result.as_dict(), indent=2) + "\n")
+        write_whole(folder / "result.json", (json.dumps(result.as_dict(), indent=2) + "\n").encode())
         return result
 
     def _learner_into(self, folder: Path) -> None:
@@ -648,33 +648,6 @@ def frozen_models(settings: ModelsSettings) -> Models:
 # ── the folder ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Nobody else trains into the folder meanwhile. The lock ends with the process, however that ends. Raises
-    ConfigError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(
-            f"'{folder}' cannot hold a training ({error.strerror}).", wanted="a folder that can be written to"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another process is training into '{folder}'.", hint="wait for it, or --out ANOTHER"
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"'{folder}' cannot be locked against other trainings ({error.strerror}).",
-                wanted="a folder on a file system with locks",
-                hint="--out ANOTHER",
-            ) from error
-        yield
-
-
 def check_page(folder: Path, page: Mapping[str, Any]) -> None:
     """Keep what decides a training, or compare with what was kept. Raises ConfigError where it differs."""
     path = folder / "stage.json"
@@ -698,7 +671,7 @@ def check_page(folder: Path, page: Mapping[str, Any]) -> None:
                 wanted="the same settings, or another folder",
                 hint="--out ANOTHER",
             )
-    _write(path, json.dumps(page, indent=2, sort_keys=True) + "\n")
+    write_whole(path, (json.dumps(page, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _page(
@@ -737,32 +710,12 @@ def _best(folder: Path, step: int) -> Path:
     return folder / f"best-{step:06}"
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
-
-
 def _cut(path: Path, step: int) -> None:
     """Leave out what was written after the checkpoint that a training goes on from, and what a crash tore."""
-    rows = [row for row in _rows(path) if row.get("step", math.inf) <= step]
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    rows = [row for row in read_rows(path) if row.get("step", math.inf) <= step]
+    write_rows(path, rows)
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    fresh = path.with_suffix(f"{path.suffix}.tmp")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

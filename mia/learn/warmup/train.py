@@ -8,12 +8,9 @@ was not, to the last bit; two processes cannot train into one folder. Every file
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
 import json
 import math
-import os
 import pickle
 import random
 import shutil
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy
 
 from mia.errors import ConfigError, LearnError, require
+from mia.learn.folder import alone, read_rows, write_rows, write_whole
 from mia.learn.warmup import initialisation, lessons, tokenizer
 from mia.learn.warmup.dialogues import dialogues
 from mia.learn.warmup.lessons import Shard
@@ -122,7 +120,7 @@ def train(
     """
     torch: Any = require("torch", extra="local", purpose="training")
     torch.set_num_threads(threads)
-    with _alone(folder):
+    with alone(folder):
         _check_recipe(folder, recipe)
         kept = folder / "tokenizer"
         if not kept.is_dir():
@@ -145,14 +143,8 @@ def train(
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows of a training's metrics: step, loss (nats a learned token, the mean since the row before), rate, tokens
     and seconds, so far. Rows that a crash tore are passed over."""
-    path = folder / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and {"step", "loss", "rate", "tokens", "seconds"} <= row.keys():
-                rows.append(row)
-    return rows
+    wanted = {"step", "loss", "rate", "tokens", "seconds"}
+    return [row for row in read_rows(folder / "metrics.jsonl") if wanted <= row.keys()]
 
 
 def _make_tokenizer(recipe: Recipe) -> Any:
@@ -163,32 +155,6 @@ def _make_tokenizer(recipe: Recipe) -> Any:
         for turn in dialogue.turns
     ]
     return tokenizer.build(tokenizer.vocabulary(said))
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else trains into the folder meanwhile. The lock ends with the process, however that ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(
-            f"'{folder}' cannot hold a training ({error.strerror}).", wanted="a folder that can be written to"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another process is training into '{folder}'.", hint="wait for it, or --out ANOTHER"
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"'{folder}' cannot be locked against other trainings ({error.strerror}).",
-                wanted="a folder on a file system with locks",
-                hint="--out ANOTHER",
-            ) from error
-        yield
 
 
 def _check_recipe(folder: Path, recipe: Recipe) -> None:
@@ -209,7 +175,7 @@ def _check_recipe(folder: Path, recipe: Recipe) -> None:
                 wanted="the same settings, or another folder",
                 hint="--out ANOTHER",
             )
-    _write(path, json.dumps(wanted, indent=2, sort_keys=True).encode())
+    write_whole(path, json.dumps(wanted, indent=2, sort_keys=True).encode())
 
 
 # ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -371,7 +337,7 @@ def _save(
         },
         content,
     )
-    _write(path, content.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def _restore(path: Path, model: Any, optimizer: Any) -> tuple[int, int, float, list[float]]:
@@ -397,8 +363,7 @@ def _restore(path: Path, model: Any, optimizer: Any) -> tuple[int, int, float, l
 
 def _cut_metrics(folder: Path, step: int) -> None:
     """Leave out what was written after the checkpoint that a training goes on from, and what a crash tore."""
-    rows = [row for row in read_metrics(folder) if row["step"] <= step]
-    _write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_rows(folder / "metrics.jsonl", [row for row in read_metrics(folder) if row["step"] <= step])
 
 
 def _export(folder: Path, recipe: Recipe) -> Path:
@@ -433,13 +398,3 @@ def _save_folder(folder: Path, parts: Sequence[Any]) -> None:
         file.chmod(0o644)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    fresh = path.with_suffix(f"{path.suffix}.tmp")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

@@ -1,0 +1,5 @@
+"""`python -m mia`: the command line, where its script is not on the path."""
+
+from mia.cli.main import main
+
+main()
