@@ -1,8 +1,9 @@
 """Where the numbers of learning go: a line on the console, JSON lines, TensorBoard, Weights & Biases without a network.
 
-A sink takes a step and numbers by name. What is written survives a kill, and a training that goes on from a checkpoint
-cuts what was written after it (`JsonlMetrics`), so that no step stands there twice. Numbers that are none (NaN,
-infinite) are written as such by all but JSON, which has none: there they are null.
+A sink takes a step and numbers by name; a name may stand for several: {"parts": {"final": 0.5}}, which trackers call
+"parts/final". What is written survives a kill, and a training that goes on from a checkpoint cuts what was written
+after it (`JsonlMetrics`), so that no step stands there twice. Numbers that are none (NaN, infinite) are written as such
+by all but JSON, which has none: there they are null.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, Protocol
 from mia.errors import LearnError, require
 from mia.learn.folder import read_rows, write_rows
 
-Values = Mapping[str, float]
+Values = Mapping[str, Any]
+"""Name → number, None where there is none, or a mapping of the same kind."""
 
 
 class MetricsSink(Protocol):
@@ -40,7 +42,8 @@ class ConsoleMetrics:
         self._names = names
 
     def write(self, step: int, values: Values) -> None:
-        told = [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in self._names if name in values]
+        numbers = flat(values)
+        told = [f"{name.replace('_', ' ')} {numbers[name]:.4g}" for name in self._names if name in numbers]
         self._show("  ".join([f"step {step}", *told]))
 
     def close(self) -> None:
@@ -62,9 +65,8 @@ class JsonlMetrics:
             raise self._unwritten(error) from error
 
     def write(self, step: int, values: Values) -> None:
-        row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
         try:
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
             self._file.flush()
         except OSError as error:
             raise self._unwritten(error) from error
@@ -79,6 +81,29 @@ class JsonlMetrics:
             wanted="a file on a disk with room",
             hint="free some space, or choose another folder",
         )
+
+
+def flat(values: Values, prefix: str = "") -> dict[str, float]:
+    """The numbers alone, those of a mapping behind its name and a slash."""
+    numbers: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            numbers |= flat(value, f"{prefix}{name}/")
+        elif value is not None:
+            numbers[f"{prefix}{name}"] = float(value)
+    return numbers
+
+
+def _plain(values: Values) -> dict[str, Any]:
+    """As JSON can hold it."""
+    return {
+        name: _plain(value)
+        if isinstance(value, Mapping)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in values.items()
+    }
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -97,7 +122,7 @@ class TensorBoardMetrics:
         self._writer = writer.SummaryWriter(str(folder), purge_step=None if after is None else after + 1)
 
     def write(self, step: int, values: Values) -> None:
-        for name, value in values.items():
+        for name, value in flat(values).items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
@@ -109,14 +134,14 @@ class WandbMetrics:
     """A run of Weights & Biases on this machine's disk. Nothing is sent: `wandb sync` does, when its user wants."""
 
     def __init__(self, folder: Path, *, project: str = "mia", name: str = "") -> None:
-        """Raises MissingExtra without wandb."""
+        """Each call begins a run of its own. Raises MissingExtra without wandb."""
         wandb: Any = require("wandb", extra="trackers", purpose="metrics for Weights & Biases")
         folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True)
         self._run = wandb.init(mode="offline", dir=str(folder), project=project, name=name or None, settings=settings)
 
     def write(self, step: int, values: Values) -> None:
-        self._run.log(dict(values), step=step)
+        self._run.log(flat(values), step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -126,7 +151,11 @@ class Metrics:
     """Several sinks as one; a context manager that closes them."""
 
     def __init__(self, *sinks: MetricsSink) -> None:
-        self._sinks = sinks
+        self._sinks = list(sinks)
+
+    def add(self, sink: MetricsSink) -> None:
+        """One more, from the next step on."""
+        self._sinks.append(sink)
 
     def __enter__(self) -> Metrics:
         return self

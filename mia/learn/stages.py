@@ -37,6 +37,7 @@ from mia.config import LearnSettings, ModelsSettings
 from mia.episode import answer
 from mia.errors import ConfigError, LearnError
 from mia.learn.folder import alone, read_rows, write_rows, write_whole
+from mia.learn.metrics import JsonlMetrics, Metrics, MetricsSink
 from mia.learn.rollouts import Dropped, RewardFunction, Rollout, Sampled, roll_out
 from mia.learn.sources import Exam, Marks, Situation, Source, mark_of, side_by_side
 from mia.models import Models, build_models
@@ -134,6 +135,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+Tracker = Callable[[int], MetricsSink]
+"""Opens a sink, told the step that the training goes on from."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ async def train_stage(
     schedule: Schedule = Schedule(),
     exam: Exam | None = None,
     page: Mapping[str, Any] | None = None,
+    trackers: Sequence[Tracker] = (),
     on_progress: OnProgress = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> StageResult | None:
@@ -225,7 +229,7 @@ async def train_stage(
 
     `model`: the learner's role as it was before; its window and its reserve for a reply hold for the learner too.
     `page`: more that decides the outcome, as plain JSON data, e.g. a digest of the weights to begin with. Source, exam
-    and learner are their owner's to close.
+    and learner are their owner's to close. `trackers`: what opens more sinks for the rows of metrics.jsonl.
 
     Raises ConfigError for a folder of another training or one that another process trains into; LearnError where
     nothing can be learnt or a checkpoint cannot be read; StoreError; what the reward function raises.
@@ -233,8 +237,13 @@ async def train_stage(
     source.check(schedule.questions)
     with alone(folder):
         check_page(folder, _page(stage, source, exam, settings, schedule, page or {}))
-        training = _Training(stage, source, learner, settings, folder, reward, model, schedule, exam, on_progress, stop)
-        return await training.run()
+        training = _Training(
+            stage, source, learner, settings, folder, reward, model, schedule, exam, trackers, on_progress, stop
+        )
+        try:
+            return await training.run()
+        finally:
+            training.metrics.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -327,9 +336,11 @@ class _Training:
         model: ChatModel,
         schedule: Schedule,
         exam: Exam | None,
+        trackers: Sequence[Tracker],
         on_progress: OnProgress,
         stop: Callable[[], bool],
     ) -> None:
+        self.metrics = Metrics()
         self._stage = stage
         self._source = source
         self._learner = learner
@@ -339,6 +350,7 @@ class _Training:
         self._model = model
         self._schedule = schedule
         self._exam = exam
+        self._trackers = trackers
         self._on_progress = on_progress
         self._stop = stop
         self._state = _State()
@@ -377,8 +389,11 @@ class _Training:
         kept = _checkpoints(self._folder)
         if kept:
             await self._restore(kept[-1])
-        for name in ("metrics.jsonl", "exams.jsonl"):
-            _cut(self._folder / name, self._state.step if kept else -1)
+        after = self._state.step if kept else -1
+        _cut(self._folder / "exams.jsonl", after)
+        self.metrics = Metrics(JsonlMetrics(self._folder / "metrics.jsonl", after=after))
+        for tracker in self._trackers:
+            self.metrics.add(tracker(max(after, 0)))
         held = read_exams(self._folder)
         self._accuracy = _overall(held[-1].marks) if held else None
         self._tell("steps", self._state.step, self._schedule.steps)
@@ -422,7 +437,7 @@ class _Training:
             "sampling_seconds": round(sampling, 3),
             "updating_seconds": round(updating, 3),
         }
-        _append(self._folder / "metrics.jsonl", row)
+        self.metrics.write(state.step, row)
         return row
 
     async def _roll_out(self, situation: Situation, place: str) -> Sampled[Episode]:

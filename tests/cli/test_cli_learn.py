@@ -46,6 +46,18 @@ def page(folder: str) -> dict[str, object]:
 
 
 @needs_embedded_model
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_told_before_anything_is_trained(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tracker: str
+) -> None:
+    monkeypatch.setitem(sys.modules, tracker, None)
+    ended = program("learn", "planner", "--out", "made", f"--{tracker}", *SMALL)
+    assert ended.code == 1
+    assert ".[trackers]" in ended.stderr
+    assert not list(Path("made").glob("*.jsonl"))
+
+
+@needs_embedded_model
 def test_a_stage_leaves_weights_a_report_and_curves(program: Program) -> None:
     command = ("learn", "planner", "--out", "made", "--steps", "2", "--exam-every", "1", *SMALL)
     ended = program(*command, "--json")

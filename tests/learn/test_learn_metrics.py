@@ -27,8 +27,8 @@ def test_a_line_shows_what_a_step_has() -> None:
 def test_rows_are_there_at_once_and_numbers_that_are_none_are_null(tmp_path: Path) -> None:
     path = tmp_path / "new" / "metrics.jsonl"
     sink = JsonlMetrics(path)
-    sink.write(1, {"loss": 0.5, "norm": math.inf})
-    assert path.read_text() == '{"step": 1, "loss": 0.5, "norm": null}\n'
+    sink.write(1, {"loss": 0.5, "norm": math.inf, "parts": {"final": 1, "first": math.nan}})
+    assert path.read_text() == '{"step": 1, "loss": 0.5, "norm": null, "parts": {"final": 1, "first": null}}\n'
     sink.close()
     sink.close()
 
@@ -94,11 +94,12 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
 
     sink = TensorBoardMetrics(tmp_path)
     sink.write(1, {"loss": 0.5})
-    sink.write(2, {"loss": 0.25})
+    sink.write(2, {"loss": 0.25, "reward": None, "parts": {"final": 0.75}})
     sink.close()
     found = EventAccumulator(str(tmp_path))
     found.Reload()
     assert [(one.step, one.value) for one in found.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+    assert [(one.step, one.value) for one in found.Scalars("parts/final")] == [(2, 0.75)]
 
 
 @pytest.mark.filterwarnings("ignore")

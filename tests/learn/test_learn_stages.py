@@ -25,6 +25,7 @@ from mia.learn.stages import (
     Schedule,
     Stage,
     StageResult,
+    Tracker,
     alone,
     alternate,
     frozen_models,
@@ -97,6 +98,7 @@ class Place:
         exam: Marked | None = None,
         stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        trackers: Sequence[Tracker] = (),
     ) -> StageResult | None:
         learner = Learner.open("", self.settings, seed=3)
         source = WorldSource(self.worlds, self.models)
@@ -114,6 +116,7 @@ class Place:
                 page={"base": learner.base},
                 stop=stop,
                 on_progress=on_progress,
+                trackers=trackers,
             )
         finally:
             await source.close()
@@ -233,6 +236,20 @@ class TestLearning:
         assert [row["steps"] for row in read_metrics(tmp_path)] == [0.0, 0.0]
 
 
+class _Tracked:
+    """A sink that notes rewards, and its end as step 0."""
+
+    def __init__(self, after: int, began: list[int], into: list[tuple[int, float]]) -> None:
+        began.append(after)
+        self._into = into
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        self._into.append((step, values["reward"]))
+
+    def close(self) -> None:
+        self._into.append((0, 0.0))
+
+
 async def _planning(place: Place) -> ChatRequest:
     """The request for a plan, as the Planner makes it of a question of another world."""
     asked: list[ChatRequest] = []
@@ -321,7 +338,14 @@ class TestGoingOn:
         # What a crash left behind the checkpoint does not count.
         with (broken / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write('{"step": 4, "reward": 99}\n{"step": 5, "rew')
-        again = await place.train(broken, schedule=schedule, exam=Marked([0.5]))
+        tracked: list[tuple[int, float]] = []
+        began: list[int] = []
+        again = await place.train(
+            broken, schedule=schedule, exam=Marked([0.5]), trackers=[lambda after: _Tracked(after, began, tracked)]
+        )
+        # A tracker is told where the training goes on from, and the numbers of what comes then.
+        assert began == [3]
+        assert tracked == [(row["step"], row["reward"]) for row in read_metrics(broken)[3:]] + [(0, 0.0)]
         assert straight is not None
         assert again is not None
         told = [(row["step"], row["reward"], row["dropped"]) for row in read_metrics(tmp_path / "straight")]

@@ -90,6 +90,13 @@ class Options:
     ] = None
     seed: Annotated[int, typer.Option(help="Of all sampling.", rich_help_panel=LEARNING)] = 1
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 10
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too, into OUT/tensorboard.")
+    ] = False
+    wandb: Annotated[
+        bool,
+        typer.Option("--wandb", help="Write them for Weights & Biases too, into OUT/wandb; nothing is sent."),
+    ] = False
     threads: Annotated[int, typer.Option(min=1, help="Threads on a CPU.")] = 1
     json: output.JsonFlag = False
 

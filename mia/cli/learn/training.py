@@ -16,14 +16,14 @@ import typer
 
 from mia.cli import output
 from mia.cli.learn.watching import Watch, watching
-from mia.errors import ConfigError, MissingExtra
+from mia.errors import ConfigError, MissingExtra, require
 
 if TYPE_CHECKING:
     from mia.cli.learn.options import Options
     from mia.cli.options import Shared
     from mia.config import Config, ModelSettings, ModelsSettings
     from mia.learn.sources import Exam, Source
-    from mia.learn.stages import Schedule, Stage, StageResult
+    from mia.learn.stages import Schedule, Stage, StageResult, Tracker
     from mia.models import Models
     from mia.types import Role
 
@@ -108,6 +108,7 @@ async def train(
             schedule=_schedule(wanted),
             exam=exam,
             page=page,
+            trackers=_trackers(wanted, folder),
             on_progress=watch,
             stop=lambda: watch.stopping,
         )
@@ -150,6 +151,20 @@ def _schedule(wanted: Options) -> Schedule:
         save_every=wanted.save_every,
         seed=wanted.seed,
     )
+
+
+def _trackers(wanted: Options, folder: Path) -> list[Tracker]:
+    """Raises MissingExtra before anything is trained."""
+    from mia.learn.metrics import TensorBoardMetrics, WandbMetrics
+
+    found: list[Tracker] = []
+    if wanted.tensorboard:
+        require("tensorboard", extra="trackers", purpose="metrics for TensorBoard")
+        found.append(lambda after: TensorBoardMetrics(folder / "tensorboard", after=after))
+    if wanted.wandb:
+        require("wandb", extra="trackers", purpose="metrics for Weights & Biases")
+        found.append(lambda after: WandbMetrics(folder / "wandb", name=folder.name))
+    return found
 
 
 # ── models ────────────────────────────────────────────────────────────────────────────────────────────────────────
