@@ -35,7 +35,7 @@ from mia.types import Episode, Memory, MemoryKind, Outcome, Question, Recall, Ta
 from mia.world import preset
 from mia.world.engine import WorldEngine
 from mia.world.facts import World
-from mia.world.questions import tasks
+from mia.world.questions import MOST_HOPS, tasks
 from mia.world.seeds import TRAIN, VALIDATION
 
 T = TypeVar("T")
@@ -175,10 +175,10 @@ def mark_of(episode: Episode) -> float | None:
 class _Stream:
     """The questions of one world in their order, and the memory that they fill."""
 
-    def __init__(self, world: World, questions: int, models: Models, home: Path, position: int = 0) -> None:
+    def __init__(self, world: World, asked: list[Task], models: Models, home: Path, position: int = 0) -> None:
         self.world = world
         self.position = position
-        self._tasks = tasks(world, questions)
+        self._tasks = asked
         self._models = models
         self._home = home
         self._config = preset.page(home)
@@ -224,14 +224,23 @@ class _Stream:
 
     @classmethod
     def begin(
-        cls, seed: int, shifted: bool, questions: int, models: Models, *, position: int = 0, memory: Path | None = None
+        cls,
+        seed: int,
+        shifted: bool,
+        questions: int,
+        models: Models,
+        *,
+        hops: int = MOST_HOPS,
+        position: int = 0,
+        memory: Path | None = None,
     ) -> _Stream:
         """`memory`: a store to begin with, which is copied. Raises StoreError."""
         home = Path(mkdtemp(prefix="mia-stream-"))
         try:
             if memory is not None:
                 shutil.copyfile(memory, preset.page(home).store_path)
-            return cls(World.make(seed, shifted=shifted), questions, models, home, position)
+            world = World.make(seed, shifted=shifted)
+            return cls(world, tasks(world, questions, hops=hops), models, home, position)
         except BaseException:
             shutil.rmtree(home)
             raise
@@ -247,6 +256,8 @@ class Worlds:
     """Worlds side by side."""
     questions: int = 60
     """In each world."""
+    hops: int = MOST_HOPS
+    """Relations of a question at most: fewer are answered more often, and each answer tells more of each relation."""
     shifted: bool = False
     """Worlds without favourite sources."""
     staggered: bool = True
@@ -255,7 +266,7 @@ class Worlds:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for worlds that are not for training."""
-        for name in ("streams", "questions"):
+        for name in ("streams", "questions", "hops"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", wanted="a whole number from 1 up")
         last = self.first_seed + self.streams - 1
@@ -354,6 +365,7 @@ class WorldSource:
                         self._worlds.shifted,
                         self._worlds.questions,
                         self._models,
+                        hops=self._worlds.hops,
                         position=int(stream["position"]),
                         memory=folder / f"memory-{number}.db",
                     )
@@ -372,7 +384,8 @@ class WorldSource:
         """The next world. After the last of the split comes the first again."""
         seed = self._next_seed
         self._next_seed = seed + 1 if seed + 1 in TRAIN else self._worlds.first_seed
-        return _Stream.begin(seed, self._worlds.shifted, self._worlds.questions, self._models)
+        worlds = self._worlds
+        return _Stream.begin(seed, worlds.shifted, worlds.questions, self._models, hops=worlds.hops)
 
 
 @dataclass(frozen=True)

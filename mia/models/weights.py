@@ -24,10 +24,9 @@ from typing import Any
 
 from mia.errors import ConfigError, MissingExtra, RealCallForbidden, install_hint, require
 from mia.models import real_calls_forbidden
+from mia.models.lora import BASE, LoraLayers
 
 _READING = threading.RLock()
-BASE = "__base__"
-"""The name that peft gives to "no adapter" in a batch of several."""
 FORMAT = 1
 """The newest "mia_format" of a checkpoint's config.json that this MIA reads; a config without it is not ours."""
 _PURPOSE = "models that run in this process"
@@ -62,10 +61,9 @@ class Weights:
         self._layer_types, self._sliding_window = _layer_types(config, folder)
         self._quick = getattr(tokenizer, "backend_tokenizer", None)
         self._special = _special(tokenizer)
-        self._tuner: Any = None
+        self._lora: LoraLayers | None = None
         self._adapters: dict[str, str] = {}
-        self._rows = _RowAdapters()
-        self._active = BASE
+        self._digest = ""
 
     @classmethod
     def load(cls, path: str, *, device: str = "cpu", exact: bool = False) -> Weights:
@@ -111,7 +109,8 @@ class Weights:
         """
         import torch
 
-        self._choose_adapters(adapters)
+        if self._lora is not None:
+            self._lora.choose([_inner(name) if name else BASE for name in adapters])
         queries = ids.shape[1]
         length = length or queries
         first = length - queries
@@ -224,7 +223,7 @@ class Weights:
     def adopt(self, other: Weights, version: str) -> None:
         """Go on with the network of another model that fits (`check_fits`), under a name. In the owner's thread."""
         self.network, self.folder, self.version = other.network, other.folder, version
-        self._tuner, self._active = None, BASE
+        self._lora, self._digest = None, ""
 
     # ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -236,7 +235,6 @@ class Weights:
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load a LoRA adapter that peft saved, under a name. Raises ConfigError if it cannot be used with this base,
         which is then as it was."""
-        peft = require("peft", extra="local", purpose="LoRA adapters")
         _check_adapter_name(name)
         if name in self._adapters:
             raise ConfigError(
@@ -244,68 +242,30 @@ class Weights:
                 hint="load it under a name that was not used before, or unload the old one",
             )
         self.check_adapter(folder)
-        inner = _inner(name)
         import transformers
 
         try:
             with silenced(transformers):
-                if self._tuner is None:
-                    # Not `from_pretrained`: failing in the middle, it would leave its layers in the network.
-                    config = peft.PeftConfig.from_pretrained(folder)
-                    self._tuner = peft.PeftModel(self.network, config, adapter_name=inner)
-                self._tuner.load_adapter(folder, adapter_name=inner)
+                self._lora = self._lora or LoraLayers(self.network)
+                self._lora.load(_inner(name), folder)
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-            self._active = ""
-            if self._tuner is not None and inner in self._tuner.peft_config:
-                self._tuner.delete_adapter(inner)
             raise ConfigError(
                 f"the adapter in '{folder}' cannot be loaded onto '{self.folder}' ({_first_line(error)}).",
                 hint="an adapter's folder is what peft's save_pretrained wrote for this very base model",
             ) from error
-        self._tuner.eval()
         self._adapters[name] = str(folder)
-        for module in self._tuner.modules():
-            if isinstance(module, peft.tuners.lora.LoraLayer) and not getattr(module, "mia_hooked", False):
-                module.mia_hooked = True
-                module.register_forward_pre_hook(self._rows.inject, with_kwargs=True)
-        self._active = ""  # Loading may have switched layers on; the next call sets them all.
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter. Raises ConfigError for a name that is not loaded."""
         if name not in self._adapters:
             raise ConfigError(f"no adapter named '{name}' is loaded.", wanted=self.known_adapters())
         del self._adapters[name]
-        self._tuner.base_model.set_adapter([])  # The next call of the network sets what it needs.
-        self._tuner.delete_adapter(_inner(name))
-        self._active = ""
+        assert self._lora is not None
+        self._lora.unload(_inner(name))
 
     def known_adapters(self) -> str:
         """For errors: the names there are."""
         return f"one of: {', '.join(self._adapters)}" if self._adapters else "no name: no adapter is loaded"
-
-    def _choose_adapters(self, adapters: Sequence[str]) -> None:
-        """Switch the layers to what the rows ask for. All rows alike is the ordinary case and costs nothing; rows that
-        differ share the base's work, and each adapter adds its own to its rows (peft's mixed batches)."""
-        if self._tuner is None:
-            return
-        names = set(adapters)
-        self._rows.names = None
-        if len(names) > 1:
-            self._rows.names = [_inner(name) if name else BASE for name in adapters]
-            wanted = "mixed"
-        else:
-            wanted = _inner(name) if (name := next(iter(names), "")) else BASE
-        if wanted == self._active:
-            return
-        if wanted == BASE:
-            self._tuner.base_model.disable_adapter_layers()
-        else:
-            if wanted != "mixed":
-                self._tuner.base_model.set_adapter(wanted, inference_mode=True)
-            for module in self._tuner.modules():
-                if hasattr(module, "mia_hooked"):
-                    module._disable_adapters = False
-        self._active = wanted
 
     def check_adapter(self, folder: Path) -> None:
         """Whether a folder holds a LoRA adapter that fits this base; nothing is loaded. Raises ConfigError."""
@@ -350,11 +310,13 @@ class Weights:
     def digest(self) -> str:
         """The first 16 hex digits of the SHA-256 over the files of the weights: which base this is. An adapter may say
         it, as "mia_base" in the metadata of its safetensors."""
-        total = hashlib.sha256()
-        for file in sorted(self.folder.glob("*.safetensors")):
-            with file.open("rb") as content:
-                total.update(hashlib.file_digest(content, "sha256").digest())
-        return total.hexdigest()[:16]
+        if not self._digest:
+            total = hashlib.sha256()
+            for file in sorted(self.folder.glob("*.safetensors")):
+                with file.open("rb") as content:
+                    total.update(hashlib.file_digest(content, "sha256").digest())
+            self._digest = total.hexdigest()[:16]
+        return self._digest
 
 
 def _shapes(network: Any) -> dict[str, tuple[int, ...]]:
@@ -364,18 +326,6 @@ def _shapes(network: Any) -> dict[str, tuple[int, ...]]:
         for name, parameter in network.named_parameters()
         if ".lora_" not in name
     }
-
-
-class _RowAdapters:
-    """Tells the LoRA layers which adapter each row wants, while a batch has several."""
-
-    def __init__(self) -> None:
-        self.names: list[str] | None = None
-
-    def inject(self, module: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if self.names is not None:
-            options["adapter_names"] = self.names
-        return arguments, options
 
 
 def find_folder(path: str) -> Path:

@@ -50,11 +50,13 @@ def _chain(world: World, chance: random.Random) -> Chain:
     return Chain(entity, tuple(relations)) if relations else _chain(world, chance)
 
 
-def tasks(world: World, count: int, seed: int = 0) -> list[Task]:
-    """The first questions of a world's stream, each with its answer as reference."""
+def tasks(world: World, count: int, seed: int = 0, *, hops: int = MOST_HOPS) -> list[Task]:
+    """The first questions of a world's stream, each with its answer as reference; `hops`: those of more relations are
+    left out."""
     chance = random.Random(f"paraphrases {world.seed} {seed}")
     made: list[Task] = []
-    for number, chain in enumerate(islice(chains(world, seed), count), start=1):
+    short = (chain for chain in chains(world, seed) if len(chain.relations) <= hops)
+    for number, chain in enumerate(islice(short, count), start=1):
         question = Question(
             id=f"world-{world.seed}{'s' if world.shifted else ''}-{seed}-{number:03}",
             text=write_question(chain, chance.randrange(PARAPHRASES)),

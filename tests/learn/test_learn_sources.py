@@ -32,6 +32,7 @@ from mia.team import Team, build_team
 from mia.types import Episode, Outcome, Question, Task, Verdict
 from mia.world import preset
 from mia.world.facts import World
+from mia.world.language import read_question
 from mia.world.questions import tasks
 from mia.world.seeds import TEST, TRAIN, VALIDATION
 
@@ -67,6 +68,12 @@ async def step(source: Source, count: int) -> list[str]:
 
 def ids(seed: int, count: int) -> list[str]:
     return [task.question.id for task in tasks(World.make(seed), count)]
+
+
+def hops(task: Task) -> int:
+    chain = read_question(task.question.text)
+    assert chain is not None
+    return len(chain.relations)
 
 
 # ── worlds ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -134,7 +141,7 @@ class TestStreams:
     async def test_what_was_saved_goes_on_with_the_same_questions_and_memories(
         self, models: Models, tmp_path: Path
     ) -> None:
-        worlds = Worlds(FIRST, streams=2, questions=3, staggered=False)
+        worlds = Worlds(FIRST, streams=2, questions=3, hops=1, staggered=False)
         source = WorldSource(worlds, models)
         await source.prepare(ignore)
         await source.absorb(await answered(await source.draw(2)))
@@ -148,6 +155,7 @@ class TestStreams:
         await again.restore(tmp_path)
         found = await again.draw(2)
         assert [one.task for one in found] == [one.task for one in wanted]
+        assert [hops(one.task) for one in found] == [1, 1]
         assert [
             (await one.team.memory.recall(one.task.question)).for_planner for one in found if one.team.memory
         ] == shown
@@ -155,6 +163,7 @@ class TestStreams:
         await again.absorb(await answered(found))
         await step(again, 2)
         assert await step(again, 2) == [*ids(FIRST + 2, 1), *ids(FIRST + 3, 1)]
+        assert [hops(one.task) for one in await again.draw(2)] == [1, 1]
         await again.close()
 
     async def test_a_torn_checkpoint_is_named(self, models: Models, tmp_path: Path) -> None:
@@ -185,6 +194,12 @@ class TestStreams:
 def test_only_worlds_for_training_are_trained_on(first: int) -> None:
     with pytest.raises(ConfigError, match="not all for training"):
         Worlds(first, streams=2)
+
+
+@pytest.mark.parametrize("name", ["streams", "questions", "hops"])
+def test_worlds_without_questions_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 0"):
+        Worlds(TRAIN.start, **{name: 0})
 
 
 @pytest.mark.parametrize("first", [VALIDATION.stop - 1, TEST.start, TRAIN.stop - 1])

@@ -73,3 +73,10 @@ def test_other_seeds_ask_other_questions_and_longer_streams_begin_the_same() -> 
 
 def test_a_stream_goes_on_when_all_short_questions_were_asked() -> None:
     assert len(list(islice(chains(World.make(1)), 2_000))) == 2_000
+
+
+def test_short_questions_are_those_of_the_stream_without_the_longer_ones() -> None:
+    world = World.make(7)
+    short = [chain for chain in islice(chains(world), 400) if len(chain.relations) <= 2][:60]
+    assert [read_question(task.question.text) for task in tasks(world, 60, hops=2)] == short
+    assert {len(chain.relations) for chain in short} == {1, 2}

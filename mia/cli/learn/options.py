@@ -47,6 +47,10 @@ class Options:
         int,
         typer.Option(min=1, help="Questions of a world before the next one takes its place.", rich_help_panel=WORLD),
     ] = 60
+    hops: Annotated[
+        int,
+        typer.Option(min=1, max=4, help="Relations of a question at most; exams ask all kinds.", rich_help_panel=WORLD),
+    ] = 4
     shifted: Annotated[
         bool, typer.Option("--shifted", help="Worlds without favourite sources.", rich_help_panel=WORLD)
     ] = False

@@ -270,6 +270,7 @@ async def _questions(
             first_seed=_first_unused(base) if wanted.first_seed is None else wanted.first_seed,
             streams=wanted.worlds or wanted.questions_per_step,
             questions=wanted.questions_per_world,
+            hops=wanted.hops,
             shifted=wanted.shifted,
         )
         source = sources.WorldSource(worlds, models)
