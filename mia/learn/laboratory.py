@@ -117,7 +117,7 @@ class Outcome:
     world: int
     seed: int
     correct: tuple[bool, ...]
-    """Of the reported answers, by the reference, whatever the rewards came from."""
+    """Of the reported answers, by the reference, whatever the rewards came from; pass after pass."""
     tries: tuple[float, ...]
     """Share of correct tries."""
     versions: int
@@ -150,7 +150,7 @@ async def run_trial(trial: Trial, models: Models) -> Outcome:
                 seed=trial.seed,
             )
             correct, shares = [], []
-            for task in tasks(world, trial.questions):
+            for task in tasks(world, trial.questions) * settings.epochs:
                 marks = [_right(task, one) for one in await stream.answer(task)]
                 correct.append(marks[0])
                 shares.append(sum(marks) / len(marks))
