@@ -1,7 +1,7 @@
 """What the Planner learns by reinforcement, on test worlds that nothing has seen: answers, and what they are made of.
 
     python benchmarks/planner_rl.py --out runs/planner-rl runs/planner-1 runs/planner-2 runs/planner-3 [--shifted]
-    python benchmarks/planner_rl.py --out runs/planner-rl --train 3 [--learn "--steps 150 --weights full"] [--shifted]
+    python benchmarks/planner_rl.py --out runs/planner-rl --train 3 [--learn "--steps 150 --weights full …"] [--shifted]
 
 A Planner is the folder of a training (`mia learn planner`), of an adapter or of a whole model; `--train` makes the
 trainings first, one for each sampling seed from 1 on, in the folder itself.
@@ -50,6 +50,8 @@ from mia.world import preset
 from mia.world.facts import World
 from mia.world.seeds import TEST, check_unseen
 
+LEARN = "--steps 120 --questions-per-step 32 --questions-per-world 12 --hops 2 --rate 1e-3 --exam-every 40"
+"""What made the Planner that comes with the package."""
 BATCH = 128
 """Conversations that the model answers side by side."""
 BEFORE = "plan-memory-replan"
@@ -367,7 +369,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("planners", type=Path, nargs="*", help="folders of trainings, adapters or whole models")
     parser.add_argument("--out", type=Path, required=True, help="a folder; the same command goes on with it")
     parser.add_argument("--train", type=int, default=0, metavar="SEEDS", help="train so many Planners first")
-    parser.add_argument("--learn", default="", metavar="OPTIONS", help="of `mia learn planner`, in one string")
+    parser.add_argument("--learn", default=LEARN, metavar="OPTIONS", help="of `mia learn planner`, in one string")
     parser.add_argument("--model", type=Path, help="the model of all roles; default: the embedded one")
     parser.add_argument("--worlds", type=int, default=24)
     parser.add_argument("--first-seed", type=int, default=TEST.start)

@@ -10,5 +10,7 @@ from mia.cli.learn.stage import executor, planner
 app = typer.Typer(no_args_is_help=True, help="Learn from what was tried: Executor, Planner, or both in turn.")
 
 app.command(epilog="Example: mia learn executor --model runs/short/model --out runs/executor")(executor)
-app.command(epilog="Example: mia learn planner --out runs/planner --steps 100")(planner)
+app.command(
+    epilog="Example: mia learn planner --out runs/planner --hops 2 --questions-per-step 32 --questions-per-world 12"
+)(planner)
 app.command(epilog="Example: mia learn alternate --out runs/both --rounds 2 --steps 50")(alternate)
