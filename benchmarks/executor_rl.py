@@ -43,11 +43,12 @@ from mia.config import LearnSettings, LineSettings, ModelsSettings
 from mia.episode import answer
 from mia.evals.ladder import digest
 from mia.judges import ReferenceJudge
+from mia.learn.folder import alone
 from mia.learn.learner import Learner
 from mia.learn.rewards import build_reward
 from mia.learn.rollouts import Reward
 from mia.learn.sources import Answering, Situation, Source, Tell, Worlds, WorldSource, mark_of, side_by_side
-from mia.learn.stages import EXECUTOR, Progress, Schedule, StageResult, alone, check_page, frozen_models, train_stage
+from mia.learn.stages import EXECUTOR, Progress, Schedule, StageResult, check_page, frozen_models, train_stage
 from mia.learn.warmup import train as warmup
 from mia.models import Models, build_models
 from mia.models.base import ChatModel
