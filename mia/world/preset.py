@@ -42,7 +42,7 @@ MEMORY: dict[str, Any] = {
 PLANNER = Path(__file__).parents[1] / "models" / "planner"
 """The adapter that comes with the embedded model: its Planner after reinforcement learning (docs/learning.md)."""
 LEARN: dict[str, Any] = {
-    "samples": 8,
+    "samples": 4,
     "batch": 1,
     "canary": 0,
     "report": "first",
