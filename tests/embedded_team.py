@@ -13,7 +13,7 @@ import mia
 from mia.cli.embedded import missing_library
 from mia.config import Config, load_config
 from mia.models import Models, build_model
-from mia.models.base import ChatModel, ChatReply, ChatRequest, Price
+from mia.models.base import Around, ChatModel, ChatReply, ChatRequest
 from mia.models.ledger import Ledger
 from mia.models.local import EMBEDDED
 from mia.team import Team
@@ -56,32 +56,14 @@ async def live_all(tasks: Sequence[Task], team: Team, *, at_once: int) -> list[E
     return episodes
 
 
-class Watched:
+class Watched(Around):
     """A model, and all that it was asked."""
 
     def __init__(self, model: ChatModel) -> None:
+        super().__init__(model)
         self._model = model
         self.requests: list[ChatRequest] = []
-
-    @property
-    def name(self) -> str:
-        return self._model.name
-
-    @property
-    def context_window(self) -> int:
-        return self._model.context_window
-
-    @property
-    def max_tokens(self) -> int:
-        return self._model.max_tokens
-
-    @property
-    def price(self) -> Price | None:
-        return self._model.price
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         self.requests.append(request)
         return await self._model.complete(request)
-
-    async def close(self) -> None:
-        await self._model.close()

@@ -41,7 +41,7 @@ from mia.evals.ladder_results import Answered, Result, ResultLog
 from mia.evals.run import first_error
 from mia.memory.compress import RULES
 from mia.models import Models, build_models
-from mia.models.base import ChatModel, ChatReply, ChatRequest
+from mia.models.base import Around, ChatModel, ChatReply, ChatRequest
 from mia.models.ledger import Budget, Ledger
 from mia.team import Team, build_team
 from mia.tools.base import ToolContext
@@ -304,14 +304,11 @@ class _Hearing:
             ) from self._error
 
 
-class _Heard:
+class _Heard(Around):
     """A model as it is, but for telling when it could not be asked."""
 
     def __init__(self, model: ChatModel, hearing: _Hearing) -> None:
-        self.name = model.name
-        self.context_window = model.context_window
-        self.max_tokens = model.max_tokens
-        self.price = model.price
+        super().__init__(model)
         self.model = model
         self._hearing = hearing
 
@@ -321,9 +318,6 @@ class _Heard:
         except (ModelUnavailable, ModelRefused, RealCallForbidden) as error:
             self._hearing.note(error)
             raise
-
-    async def close(self) -> None:
-        await self.model.close()
 
 
 class _Stream:

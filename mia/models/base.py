@@ -134,6 +134,32 @@ class TokenModel(ChatModel, Protocol):
     async def complete(self, request: ChatRequest) -> TokenReply: ...
 
 
+class Around:
+    """What a model around another one takes over from it: all but how it answers."""
+
+    def __init__(self, model: ChatModel) -> None:
+        self._around = model
+
+    @property
+    def name(self) -> str:
+        return self._around.name
+
+    @property
+    def context_window(self) -> int:
+        return self._around.context_window
+
+    @property
+    def max_tokens(self) -> int:
+        return self._around.max_tokens
+
+    @property
+    def price(self) -> Price | None:
+        return self._around.price
+
+    async def close(self) -> None:
+        await self._around.close()
+
+
 def estimate_tokens(messages: tuple[Message, ...]) -> int:
     """A cautious guess where no tokenizer is at hand: 4 bytes of UTF-8 a token, 1,000 for an image, 8 for a turn.
 

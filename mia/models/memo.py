@@ -17,7 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
-from mia.models.base import ChatReply, ChatRequest, Price
+from mia.models.base import Around, ChatReply, ChatRequest, Price
 
 R = TypeVar("R", bound=ChatReply)
 R_co = TypeVar("R_co", bound=ChatReply, covariant=True)
@@ -46,7 +46,7 @@ class _UnderWay(Generic[R]):
     waiting: int = 0
 
 
-class MemoModel(Generic[R]):
+class MemoModel(Around, Generic[R]):
     """Answers equal requests once. It tells the tokens of its answers if the model does.
 
     A model that is given other weights under the same name must be forgotten (`forget`); the current adapter of a
@@ -60,27 +60,12 @@ class MemoModel(Generic[R]):
         """Requests that cost nothing: remembered, or asked while an equal one was under way."""
         self.misses = 0
         """Requests that could have been remembered, and were not."""
+        super().__init__(model)
         self._model = model
         self._greedy = greedy
         self._size = size
         self._replies: OrderedDict[str, R] = OrderedDict()
         self._under_way: dict[str, _UnderWay[R]] = {}
-
-    @property
-    def name(self) -> str:
-        return self._model.name
-
-    @property
-    def context_window(self) -> int:
-        return self._model.context_window
-
-    @property
-    def max_tokens(self) -> int:
-        return self._model.max_tokens
-
-    @property
-    def price(self) -> Price | None:
-        return self._model.price
 
     async def complete(self, request: ChatRequest) -> R:
         """Raises what the model raises, to everybody who waited for this call. Who is cancelled leaves; the call goes
@@ -102,9 +87,6 @@ class MemoModel(Generic[R]):
         """Remember nothing of what was answered, or is being answered now."""
         self._replies.clear()
         self._under_way.clear()
-
-    async def close(self) -> None:
-        await self._model.close()
 
     async def _wait(self, key: str, request: ChatRequest) -> R:
         """Join the call that is under way for this request, or begin one."""

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from mia.errors import ModelRefused, ModelReplyError, ModelUnavailable, RecordError, ReplayMismatch, StoreError
-from mia.models.base import ChatModel, ChatReply, ChatRequest, FinishReason, Price, estimate_usage
+from mia.models.base import Around, ChatModel, ChatReply, ChatRequest, FinishReason, Price, estimate_usage
 from mia.types import Record, Role, ToolCall, Usage, new_id
 
 FORMAT = "mia-recording"
@@ -228,28 +228,13 @@ class RecordingWriter:
             raise StoreError(f"cannot write the recording '{self.path}': {error.strerror}.") from error
 
 
-class Recorder:
+class Recorder(Around):
     """A model whose every reply is appended to a recording. Failed calls are not recorded."""
 
     def __init__(self, model: ChatModel, writer: RecordingWriter) -> None:
+        super().__init__(model)
         self._model = model
         self._writer = writer
-
-    @property
-    def name(self) -> str:
-        return self._model.name
-
-    @property
-    def context_window(self) -> int:
-        return self._model.context_window
-
-    @property
-    def max_tokens(self) -> int:
-        return self._model.max_tokens
-
-    @property
-    def price(self) -> Price | None:
-        return self._model.price
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         """Raises what the model raises; ModelRefused for a call that this process recorded already; ModelUnavailable
@@ -268,9 +253,6 @@ class Recorder:
             if not recorded:
                 self._writer.release(key)
         return reply
-
-    async def close(self) -> None:
-        await self._model.close()
 
 
 def read_recording(path: Path) -> dict[CallKey, RecordedCall]:
