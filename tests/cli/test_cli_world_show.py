@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from program import Program
 
 from mia.config import WORLD_SEED
+from mia.evals.tasks import read_tasks
 from mia.world.facts import World
 from mia.world.questions import tasks
 
@@ -63,3 +65,14 @@ def test_a_seed_that_makes_no_world_is_refused(program: Program) -> None:
     ended = program("world", "show", "--seed", "1000000")
     assert (ended.code, ended.stdout) == (2, "")
     assert "there is no world 1000000" in ended.stderr
+
+
+def test_questions_are_written_for_a_run_and_over_no_file(program: Program) -> None:
+    ended = program("world", "show", "--seed", "7", "--questions", "3", "--out", "my questions.jsonl")
+    assert ended.code == 0
+    assert "MIA_SEARCH__WORLD=7 mia run 'my questions.jsonl'" in ended.stderr
+    assert read_tasks(Path("my questions.jsonl")) == tasks(World.make(7), 3)
+    again = program("world", "show", "--out", "my questions.jsonl")
+    assert again.code == 2
+    assert "not there yet" in again.stderr
+    assert len(read_tasks(Path("my questions.jsonl"))) == 3

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mia.cli import options, output
+from mia.errors import ConfigError
 
 if TYPE_CHECKING:
     from mia.types import Task
@@ -23,6 +26,10 @@ def show(
     ] = None,
     questions: Annotated[int, typer.Option(min=0, help="How many questions of its stream.")] = 10,
     shifted: Annotated[bool, typer.Option("--shifted", help="A world without favourite sources.")] = False,
+    tasks_file: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write the questions with their answers into this new file, for `mia run`."),
+    ] = None,
     json: output.JsonFlag = False,
 ) -> None:
     """Show a world: its sources, what is kept where, and questions with their answers."""
@@ -36,6 +43,8 @@ def show(
     split = split_of(seed)
     world = World.make(seed, shifted=shifted)
     counts, stream = count(world, questions), tasks(world, questions)
+    if tasks_file is not None:
+        _write(stream, tasks_file)
     if json:
         output.result_json(
             {
@@ -49,9 +58,29 @@ def show(
         )
         return
     output.result("\n".join(_lines(world, split, counts, stream)))
-    if stream and not shifted:
+    if tasks_file is not None and stream and not shifted:
+        chosen = "" if seed == asked else f"MIA_SEARCH__WORLD={seed} "
+        output.note(f"To answer them: {chosen}mia run {shlex.quote(str(tasks_file))}")
+    elif stream and not shifted:
         chosen = "" if seed == asked else f"MIA_SEARCH__WORLD={seed} "
         output.note(f'To ask: {chosen}mia ask "{stream[0].question.text}"')
+
+
+def _write(stream: list[Task], path: Path) -> None:
+    """As `mia run` reads them. Raises ConfigError."""
+    import json
+
+    rows = (
+        {"id": task.question.id, "question": task.question.text, "answers": list(task.references)} for task in stream
+    )
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:
+        raise ConfigError(
+            f"the questions cannot be written to '{path}' ({error.strerror}).",
+            wanted="a file that is not there yet, in a folder that can be written to",
+        ) from error
 
 
 def _lines(world: World, split: str, counts: WorldStatistics, stream: list[Task]) -> Iterator[str]:
