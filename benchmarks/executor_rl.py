@@ -108,13 +108,14 @@ def guided(world: World, model: ChatModel) -> Team:
 class OracleSource:
     """A question from each of many training worlds, each planned by an oracle. A `Source`."""
 
-    def __init__(self, first_seed: int, model: ChatModel) -> None:
+    def __init__(self, first_seed: int, hops: int, model: ChatModel) -> None:
         self._first_seed = first_seed
+        self._hops = hops
         self._model = model
         self._drawn = 0
 
     def page(self) -> dict[str, Any]:
-        return {"kind": "oracle", "first_seed": self._first_seed}
+        return {"kind": "oracle", "first_seed": self._first_seed, "hops": self._hops}
 
     def check(self, count: int) -> None:
         """There are as many worlds as anyone wants."""
@@ -126,7 +127,7 @@ class OracleSource:
         first = self._first_seed + self._drawn
         self._drawn += count
         worlds = [World.make(seed) for seed in range(first, first + count)]
-        return [Situation(tasks(world, 1)[0], guided(world, self._model)) for world in worlds]
+        return [Situation(tasks(world, 1, hops=self._hops)[0], guided(world, self._model)) for world in worlds]
 
     async def absorb(self, groups: Sequence[tuple[Situation, Sequence[Episode]]]) -> None:
         """Nothing is remembered."""
@@ -296,7 +297,9 @@ async def reinforced(base: Path, seed: int, wanted: argparse.Namespace) -> Stage
         planner = released.model_copy(update={"adapter": str(preset.PLANNER) if preset.PLANNER.is_dir() else ""})
         models = frozen_models(ModelsSettings(default=released, planner=planner, executor=own))
         resources.push_async_callback(models.close)
-        source = _source(wanted.plans, FIRST_WORLD + WORLDS_A_SEED * seed, wanted.questions_per_step, models)
+        source = _source(
+            wanted.plans, FIRST_WORLD + WORLDS_A_SEED * seed, wanted.questions_per_step, wanted.hops, models
+        )
         resources.push_async_callback(source.close)
         stage = replace(EXECUTOR, line={**EXECUTOR.line, "replan": wanted.replan})
         result = await train_stage(
@@ -316,10 +319,10 @@ async def reinforced(base: Path, seed: int, wanted: argparse.Namespace) -> Stage
     return result
 
 
-def _source(plans: str, first_seed: int, questions: int, models: Models) -> Source:
+def _source(plans: str, first_seed: int, questions: int, hops: int, models: Models) -> Source:
     if plans == "oracle":
-        return OracleSource(first_seed, models.executor)
-    return WorldSource(Worlds(first_seed=first_seed, streams=questions, staggered=False), models)
+        return OracleSource(first_seed, hops, models.executor)
+    return WorldSource(Worlds(first_seed=first_seed, streams=questions, hops=hops, staggered=False), models)
 
 
 # ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -392,7 +395,7 @@ async def experiment(wanted: argparse.Namespace, base: Path) -> None:
     head = (
         f"{len(worlds)} {'validation' if wanted.validation else 'test'} worlds from seed {worlds.start}, "
         f"{wanted.questions} questions in each; {wanted.seeds} seed(s) of {wanted.steps} steps of "
-        f"{wanted.questions_per_step} questions × {wanted.samples}, plans by the {wanted.plans}, {wanted.weights}, "
+        f"{wanted.questions_per_step} questions of up to {wanted.hops} relations × {wanted.samples}, plans by the {wanted.plans}, {wanted.weights}, "
         f"weights of steps {', '.join(map(str, chosen.values()))}; "
         f"{platform.machine()}, {fmean(seconds.values()):.0f} s a seed."
     )
@@ -454,6 +457,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--questions-per-step", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--hops", type=int, default=2, help="relations of a question to learn from, at most")
     parser.add_argument("--weights", choices=("lora", "full"), default="lora")
     parser.add_argument("--rate", type=float, help="1e-3 for an adapter, 3e-4 for all weights, unless named")
     parser.add_argument("--kl", type=float, default=LearnSettings().kl)
