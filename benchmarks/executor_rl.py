@@ -395,7 +395,8 @@ async def experiment(wanted: argparse.Namespace, base: Path) -> None:
     head = (
         f"{len(worlds)} {'validation' if wanted.validation else 'test'} worlds from seed {worlds.start}, "
         f"{wanted.questions} questions in each; {wanted.seeds} seed(s) of {wanted.steps} steps of "
-        f"{wanted.questions_per_step} questions of up to {wanted.hops} relations × {wanted.samples}, plans by the {wanted.plans}, {wanted.weights}, "
+        f"{wanted.questions_per_step} questions of up to {wanted.hops} relations × {wanted.samples}, "
+        f"plans by the {wanted.plans}, {wanted.weights}, "
         f"weights of steps {', '.join(map(str, chosen.values()))}; "
         f"{platform.machine()}, {fmean(seconds.values()):.0f} s a seed."
     )
