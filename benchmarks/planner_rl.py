@@ -54,6 +54,8 @@ LEARN = "--steps 120 --questions-per-step 32 --questions-per-world 12 --hops 2 -
 """What made the Planner that comes with the package."""
 BATCH = 128
 """Conversations that the model answers side by side."""
+LEAST = 6
+"""Worlds that a difference is told of."""
 BEFORE = "plan-memory-replan"
 AFTER = "planner-rl"
 """Rungs of the ladder."""
@@ -211,7 +213,7 @@ class Compared:
     after: Interval | None
     """The mean over Planners."""
     gain: Interval | None
-    """In pairs, over worlds that all have cases of."""
+    """In pairs, over worlds that all have cases of; None where these are too few."""
     each: tuple[float | None, ...]
     """After, of each Planner."""
     cases: int
@@ -227,7 +229,9 @@ class Compared:
             after=clustered([[fmean(one[world] for one in learnt)] for world in anywhere]),
             gain=paired(
                 [fmean(before[world]) for world in every], [fmean(one[world] for one in learnt) for world in every]
-            ),
+            )
+            if len(every) >= LEAST
+            else None,
             each=tuple(fmean(one.values()) if one else None for one in learnt),
             cases=sum(map(len, before.values())),
         )
