@@ -374,6 +374,9 @@ class LearnSettings(Section):
     """Versions that a rollout may be behind; older ones are not learnt from."""
     temperature: float = Field(default=1.0, gt=0)
     """At which the learner's role is sampled."""
+    first_temperature: Annotated[float | None, Field(ge=0)] = None
+    """The same for the first try of a question in a stream; unset: as for all. With 0 and report = "first", what is
+    reported is what the line says without learning, and only the other tries explore."""
     canary: int = Field(default=16, ge=0)
     """Questions of a stream that are held out, to examine each new version with; 0: every version is kept."""
     canary_margin: float = Field(default=0.05, ge=0, le=1)

@@ -389,6 +389,9 @@ class OnlineLearner:
     async def _try(self, task: Task, team: Team, epoch: int, number: int, version: str) -> Sampled[Episode]:
         place = f"{task.question.id}\n{epoch}\n{number}"
         ledger = self._ledger(task)
+        temperature = self.settings.temperature
+        if number == 0 and self.settings.first_temperature is not None:
+            temperature = self.settings.first_temperature
 
         async def agent(model: ChatModel, task: Task) -> Episode:
             asking = replace(team, planner=self._planner.asking(model))
@@ -402,7 +405,7 @@ class OnlineLearner:
                 self._reward,
                 role=Role.PLANNER,
                 group=f"{self._run}/{task.question.id}/{epoch}",
-                temperature=self.settings.temperature,
+                temperature=temperature,
                 seed=int.from_bytes(hashlib.sha256(f"{self._seed}\n{place}".encode()).digest()[:6]),
                 adapter=version,
             )

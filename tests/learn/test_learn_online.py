@@ -423,6 +423,17 @@ async def test_a_canary_that_cannot_be_judged_keeps_what_answers(tmp_path: Path)
 ARMS = ("both", "memory", "weights", "nothing")
 
 
+async def test_the_first_try_may_be_what_the_line_says_and_the_others_explore(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"temperature": 1.5, "first_temperature": 0.0, "canary": 0})
+    async with learning(tmp_path, settings) as one:
+        await one.learner.run(stream(2))
+        plans = [request for request in one.speaker.requests if request.purpose == "plan"]
+        assert sorted(request.temperature or 0.0 for request in plans) == [0.0] * 2 + [1.5] * 6
+        for group in one.groups:
+            asked = {request.question_id: request.temperature for request in plans if request.temperature == 0.0}
+            assert asked[group.question_id] == 0.0
+
+
 async def test_the_arms_make_and_judge_the_same_rollouts(tmp_path: Path) -> None:
     groups: dict[str, list[Group]] = {}
     asked: dict[str, Counter[str]] = {}
