@@ -1,6 +1,6 @@
 """Does reinforcement teach an under-trained Executor to follow plans?
 
-    python benchmarks/executor_rl.py --out runs/executor-rl [--model FOLDER] [--seeds 3] [--steps 40]
+    python benchmarks/executor_rl.py --out runs/executor-rl [--model FOLDER] [--seeds 3] [--steps 80]
 
 1. A model that is trained too briefly: the recipe of `mia world train`, ended after `--warmup-steps` steps with as many
    dialogues for each step. Made once; `--model` names one that is there already.
@@ -455,10 +455,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="the folder of an under-trained model")
     parser.add_argument("--warmup-steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--questions-per-step", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--hops", type=int, default=2, help="relations of a question to learn from, at most")
+    parser.add_argument("--hops", type=int, default=4, help="relations of a question to learn from, at most")
     parser.add_argument("--weights", choices=("lora", "full"), default="lora")
     parser.add_argument("--rate", type=float, help="1e-3 for an adapter, 3e-4 for all weights, unless named")
     parser.add_argument("--kl", type=float, default=LearnSettings().kl)
