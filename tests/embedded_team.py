@@ -56,14 +56,13 @@ async def live_all(tasks: Sequence[Task], team: Team, *, at_once: int) -> list[E
     return episodes
 
 
-class Watched(Around):
+class Watched(Around[ChatModel]):
     """A model, and all that it was asked."""
 
     def __init__(self, model: ChatModel) -> None:
         super().__init__(model)
-        self._model = model
         self.requests: list[ChatRequest] = []
 
     async def complete(self, request: ChatRequest) -> ChatReply:
         self.requests.append(request)
-        return await self._model.complete(request)
+        return await self.model.complete(request)

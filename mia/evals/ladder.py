@@ -304,12 +304,11 @@ class _Hearing:
             ) from self._error
 
 
-class _Heard(Around):
+class _Heard(Around[ChatModel]):
     """A model as it is, but for telling when it could not be asked."""
 
     def __init__(self, model: ChatModel, hearing: _Hearing) -> None:
         super().__init__(model)
-        self.model = model
         self._hearing = hearing
 
     async def complete(self, request: ChatRequest) -> ChatReply:

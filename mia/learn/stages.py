@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mia.config import LearnSettings, ModelsSettings
 from mia.episode import answer
 from mia.errors import ConfigError, LearnError
+from mia.learn import metrics
 from mia.learn.folder import alone, read_rows, write_rows, write_whole
 from mia.learn.metrics import JsonlMetrics, Metrics, MetricsSink
 from mia.learn.rollouts import Dropped, RewardFunction, Rollout, Sampled, roll_out
@@ -248,7 +249,7 @@ async def train_stage(
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """A row for each step. Rows that a crash tore are passed over."""
-    return [row for row in read_rows(folder / "metrics.jsonl") if "step" in row]
+    return metrics.read_metrics(folder / "metrics.jsonl")
 
 
 def read_exams(folder: Path) -> list[Held]:
@@ -391,7 +392,7 @@ class _Training:
             await self._restore(kept[-1])
         after = self._state.step if kept else -1
         _cut(self._folder / "exams.jsonl", after)
-        self.metrics = Metrics(JsonlMetrics(self._folder / "metrics.jsonl", after=after))
+        self.metrics.add(JsonlMetrics(self._folder / "metrics.jsonl", after=after))
         for tracker in self._trackers:
             self.metrics.add(tracker(max(after, 0)))
         held = read_exams(self._folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from mia.types import Message, Role, ToolCall, Usage
 
@@ -128,36 +128,39 @@ class ChatModel(Protocol):
         ...
 
 
+M = TypeVar("M", bound=ChatModel)
+
+
 class TokenModel(ChatModel, Protocol):
     """A chat model that tells its tokens: what learning needs."""
 
     async def complete(self, request: ChatRequest) -> TokenReply: ...
 
 
-class Around:
+class Around(Generic[M]):
     """What a model around another one takes over from it: all but how it answers."""
 
-    def __init__(self, model: ChatModel) -> None:
-        self._around = model
+    def __init__(self, model: M) -> None:
+        self.model = model
 
     @property
     def name(self) -> str:
-        return self._around.name
+        return self.model.name
 
     @property
     def context_window(self) -> int:
-        return self._around.context_window
+        return self.model.context_window
 
     @property
     def max_tokens(self) -> int:
-        return self._around.max_tokens
+        return self.model.max_tokens
 
     @property
     def price(self) -> Price | None:
-        return self._around.price
+        return self.model.price
 
     async def close(self) -> None:
-        await self._around.close()
+        await self.model.close()
 
 
 def estimate_tokens(messages: tuple[Message, ...]) -> int:

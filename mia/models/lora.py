@@ -10,7 +10,7 @@ left to peft.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,8 @@ _SIDE_BY_SIDE = 512
 class _Wanted:
     """Which adapter each row of a batch wants, by peft's names."""
 
-    names: tuple[str, ...]
-    """Those that any row wants."""
-    rows: tuple[list[int], ...]
-    """The rows of each."""
+    rows: Mapping[str, list[int]]
+    """Of each that any row wants."""
     everywhere: bool
     """One adapter for all rows."""
 
@@ -78,9 +76,9 @@ class LoraLayers:
             return
         self._chosen = chosen
         distinct = tuple(sorted(set(chosen) - {BASE}))
-        rows = tuple([number for number, name in enumerate(chosen) if name == one] for one in distinct)
+        rows = {one: [number for number, name in enumerate(chosen) if name == one] for one in distinct}
         everywhere = len(distinct) == 1 and BASE not in chosen
-        self._wanted = _Wanted(distinct, rows, everywhere) if distinct else None
+        self._wanted = _Wanted(rows, everywhere) if distinct else None
         self._masks.clear()
         for module in self._others:
             module._disable_adapters = not distinct
@@ -116,7 +114,7 @@ class LoraLayers:
         wanted = self._wanted
         if wanted is None or id(module) not in self._plain_ids:
             return None
-        names = [name for name in wanted.names if name in module.lora_A]
+        names = [name for name in wanted.rows if name in module.lora_A]
         if not names:
             return None
         given = arguments[0]
@@ -125,7 +123,7 @@ class LoraLayers:
         if given.dim() == 3 and given.shape[0] * given.shape[1] <= _SIDE_BY_SIDE:
             return output + self._all(module, tuple(names), given).to(output.dtype)
         for name in names:
-            rows = wanted.rows[wanted.names.index(name)]
+            rows = wanted.rows[name]
             output[rows, ...] += _product(module, name, given[rows, ...]).to(output.dtype)
         return output
 
@@ -150,7 +148,7 @@ class LoraLayers:
             mask = torch.zeros(rows, 1, sum(ranks), dtype=like.dtype, device=like.device)
             start = 0
             for name, rank in zip(names, ranks, strict=True):
-                mask[self._wanted.rows[self._wanted.names.index(name)], :, start : start + rank] = 1
+                mask[self._wanted.rows[name], :, start : start + rank] = 1
                 start += rank
             self._masks[names] = mask
         return self._masks[names]

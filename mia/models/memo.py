@@ -46,7 +46,7 @@ class _UnderWay(Generic[R]):
     waiting: int = 0
 
 
-class MemoModel(Around, Generic[R]):
+class MemoModel(Around[Asked[R]], Generic[R]):
     """Answers equal requests once. It tells the tokens of its answers if the model does.
 
     A model that is given other weights under the same name must be forgotten (`forget`); the current adapter of a
@@ -61,7 +61,6 @@ class MemoModel(Around, Generic[R]):
         self.misses = 0
         """Requests that could have been remembered, and were not."""
         super().__init__(model)
-        self._model = model
         self._greedy = greedy
         self._size = size
         self._replies: OrderedDict[str, R] = OrderedDict()
@@ -71,7 +70,7 @@ class MemoModel(Around, Generic[R]):
         """Raises what the model raises, to everybody who waited for this call. Who is cancelled leaves; the call goes
         on while anybody waits."""
         if not self._decided(request):
-            return await self._model.complete(request)
+            return await self.model.complete(request)
         key = self._key(request)
         if key in self._replies:
             self.hits += 1
@@ -94,7 +93,7 @@ class MemoModel(Around, Generic[R]):
         if call is None:
             self.misses += 1
             quiet = replace(request, on_text=None, on_retry=None)
-            call = _UnderWay(asyncio.create_task(self._model.complete(quiet)))
+            call = _UnderWay(asyncio.create_task(self.model.complete(quiet)))
             self._under_way[key] = call
             call.task.add_done_callback(lambda task: self._finished(key, task))
         else:
@@ -144,6 +143,6 @@ class MemoModel(Around, Generic[R]):
             "max_tokens": request.max_tokens,
             "seed": request.seed,
             "json_schema": request.json_schema,
-            "adapter": request.adapter or getattr(self._model, "adapter", ""),
+            "adapter": request.adapter or getattr(self.model, "adapter", ""),
         }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -228,12 +228,11 @@ class RecordingWriter:
             raise StoreError(f"cannot write the recording '{self.path}': {error.strerror}.") from error
 
 
-class Recorder(Around):
+class Recorder(Around[ChatModel]):
     """A model whose every reply is appended to a recording. Failed calls are not recorded."""
 
     def __init__(self, model: ChatModel, writer: RecordingWriter) -> None:
         super().__init__(model)
-        self._model = model
         self._writer = writer
 
     async def complete(self, request: ChatRequest) -> ChatReply:
@@ -243,7 +242,7 @@ class Recorder(Around):
         self._writer.claim(key)
         recorded = False
         try:
-            reply = await self._model.complete(request)
+            reply = await self.model.complete(request)
             self._writer.append(_recorded(request, reply))
             recorded = True
         except StoreError as error:

@@ -429,9 +429,9 @@ async def test_the_first_try_may_be_what_the_line_says_and_the_others_explore(tm
         await one.learner.run(stream(2))
         plans = [request for request in one.speaker.requests if request.purpose == "plan"]
         assert sorted(request.temperature or 0.0 for request in plans) == [0.0] * 2 + [1.5] * 6
-        for group in one.groups:
-            asked = {request.question_id: request.temperature for request in plans if request.temperature == 0.0}
-            assert asked[group.question_id] == 0.0
+        assert {request.question_id for request in plans if request.temperature == 0.0} == {
+            group.question_id for group in one.groups
+        }
 
 
 async def test_the_arms_make_and_judge_the_same_rollouts(tmp_path: Path) -> None:

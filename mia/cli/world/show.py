@@ -58,12 +58,12 @@ def show(
         )
         return
     output.result("\n".join(_lines(world, split, counts, stream)))
-    if tasks_file is not None and stream and not shifted:
+    if stream and not shifted:
         chosen = "" if seed == asked else f"MIA_SEARCH__WORLD={seed} "
-        output.note(f"To answer them: {chosen}mia run {shlex.quote(str(tasks_file))}")
-    elif stream and not shifted:
-        chosen = "" if seed == asked else f"MIA_SEARCH__WORLD={seed} "
-        output.note(f'To ask: {chosen}mia ask "{stream[0].question.text}"')
+        if tasks_file is not None:
+            output.note(f"To answer them: {chosen}mia run {shlex.quote(str(tasks_file))}")
+        else:
+            output.note(f'To ask: {chosen}mia ask "{stream[0].question.text}"')
 
 
 def _write(stream: list[Task], path: Path) -> None:
