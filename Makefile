@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	  { echo "Error: no Python 3.11 or newer found. Try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "Setting up $(VENV) (once; a few minutes)…" >&2
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[local,plots,web,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[local,plots,service,web,dev]"
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## Watch a small model research a made-up world: plan, fail, remember, replan. No key, no network.

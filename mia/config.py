@@ -385,6 +385,61 @@ class LearnSettings(Section):
     """Versions that a prune leaves."""
 
 
+class ServeSettings(Section):
+    """`mia serve` (docs/service.md)."""
+
+    host: str = "127.0.0.1"
+    """The address to listen at. Any other than this machine's own loopback needs a token."""
+    port: int = Field(default=8321, ge=0, le=65_535)
+    """0: any that is free."""
+    hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    """Names under which clients may ask for this server, beside those of loopback, e.g. that of a proxy before it; a
+    page elsewhere that points its own name at this machine is refused."""
+    token_env: VariableName = "MIA_SERVE_TOKEN"
+    """The environment variable that may hold a token for everything."""
+    tokens: str = ""
+    """The file of tokens that `mia token add` makes; empty: `tokens.json` in `home`."""
+    max_body_mb: float = Field(default=16.0, gt=0)
+    """Of a request, in millions of bytes."""
+    max_concurrency: int = Field(default=256, ge=1)
+    """Requests under way; more are sent away with 503 and told when to come again."""
+    requests_per_minute: int = Field(default=0, ge=0)
+    """Of one token; more are sent away with 429. 0: no limit."""
+    max_seconds: float = Field(default=900.0, gt=0)
+    """For one request; what then is not finished is cancelled, and answered with 504."""
+    max_scopes: int = Field(default=64, ge=1)
+    """Scopes whose memories are held ready at a time."""
+    traces: bool = False
+    """Make OpenTelemetry spans; where they go is set as OpenTelemetry has it (OTEL_…)."""
+    trace_texts: bool = False
+    """Write questions, prompts and answers into the spans."""
+
+
+class McpServerSettings(Section):
+    """A server of the Model Context Protocol whose tools the Executor may call."""
+
+    command: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    """What starts it, where it speaks over stdin and stdout."""
+    env: Annotated[tuple[VariableName, ...], BeforeValidator(_split)] = ()
+    """Environment variables that it is given; no others of ours but PATH and HOME."""
+    url: Address = ""
+    """Where it listens, where it speaks streamable HTTP."""
+    token_env: VariableName = ""
+    """The environment variable that holds its bearer token."""
+    allow: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    """The tools of it that may be called; no others are."""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """For one call."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> McpServerSettings:
+        if bool(self.command) == bool(self.url):
+            raise ConfigError(
+                "an MCP server needs one way to reach it.", wanted="either a command or a url", hint="mia doctor"
+            )
+        return self
+
+
 class Config(BaseSettings):
     """Everything that can be set, in one page."""
 
@@ -404,6 +459,9 @@ class Config(BaseSettings):
     judge: JudgeSettings = JudgeSettings()
     run: RunSettings = RunSettings()
     learn: LearnSettings = LearnSettings()
+    serve: ServeSettings = ServeSettings()
+    mcp: dict[str, McpServerSettings] = {}
+    """Servers whose tools the Executor may call, by a name of yours."""
 
     @classmethod
     def settings_customise_sources(

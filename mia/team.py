@@ -46,7 +46,7 @@ class Archive(Protocol):
 
 
 @dataclass(frozen=True)
-class _StoreArchive:
+class StoreArchive:
     """Keeps episodes of one scope."""
 
     store: MemoryStore
@@ -113,7 +113,7 @@ def build_team(
     resources = AsyncExitStack()
     if models is None:
         if tools is None and engine is None:
-            _refuse_babble(config)
+            refuse_babble(config)
         models = build_models(config.models)
         resources.push_async_callback(models.close)
     if tools is None:
@@ -129,7 +129,7 @@ def build_team(
                 raise
             resources.push_async_callback(memory.close)
         if not config.memory.enabled or config.memory.frozen:
-            archive = _StoreArchive(store, config.memory.scope)
+            archive = StoreArchive(store, config.memory.scope)
     planner = Planner(
         models.planner,
         cold_start=models.cold_start,
@@ -192,7 +192,7 @@ def _build_engine(config: Config) -> SearchEngine:
     return build_remote_engine(config.search)
 
 
-def _refuse_babble(config: Config) -> None:
+def refuse_babble(config: Config) -> None:
     """The embedded model speaks the small language of the offline world; over any other text it makes things up."""
     executor = config.models.of(Role.EXECUTOR)
     if config.search.engine != "world" and executor.provider == "local" and not executor.path:

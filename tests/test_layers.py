@@ -15,7 +15,7 @@ FLOORS: list[list[str]] = [
     ["memory", "agents", "judges"],
     ["episode", "stages", "team"],
     ["evals", "erasure", "learn"],
-    ["cli"],
+    ["service", "cli"],
     ["__main__"],
 ]
 ORDER_WITHIN = [
@@ -26,6 +26,7 @@ ORDER_WITHIN = [
     ["embeddings", "search"],
     ["team", "stages", "episode"],
     ["evals", "erasure"],
+    ["service", "cli"],
 ]
 """Packages on one floor that may import each other, later ones earlier ones. All of floor 1 may, without cycles."""
 

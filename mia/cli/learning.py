@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mia.cli import output
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from mia.evals.run import Progress, Run
     from mia.learn.online import OnlineLearner, Training, Update
     from mia.learn.spool import Group
-    from mia.models import Models
     from mia.models.base import ChatModel
     from mia.team import Team
     from mia.types import Task
@@ -44,16 +42,6 @@ def check(config: Config, tasks: list[Task]) -> None:
             hint=f"set learn.canary = {len(tasks) // 4}, or 0 to keep every version "
             f"(export MIA_LEARN__CANARY={len(tasks) // 4})",
         )
-
-
-def learning_models(models: Models, config: Config) -> Models:
-    """The models, with a judge that is asked the same thing once: tries of a question often end alike."""
-    from dataclasses import replace
-
-    from mia.models.memo import MemoModel
-    from mia.types import Role
-
-    return replace(models, judge=MemoModel(models.judge, greedy=config.models.of(Role.JUDGE).temperature == 0))
 
 
 class Learning:
@@ -169,31 +157,6 @@ def rows(page: dict[str, Any]) -> list[tuple[str, str]]:
     if page["waiting"]:
         told.append(("waits to be learnt", f"{page['waiting']} questions"))
     return told
-
-
-def build_training(model: ChatModel, config: Config, folder: Path) -> Training | None:
-    """What trains the Planner's weights, in a process of its own, for the run in a folder; None where they do not
-    learn. Raises ConfigError, LearnError."""
-    from mia.learn.adapters import AdapterStore
-    from mia.learn.online import Training
-    from mia.learn.publishing import LocalPublisher
-    from mia.learn.trainers import Beginning, ProcessTrainer
-    from mia.models.local import LocalModel
-    from mia.types import Role
-
-    if config.learn.into in ("memory", "nothing"):
-        return None
-    if not isinstance(model, LocalModel):
-        raise ConfigError(
-            f"the Planner's weights are to learn, and {model.name} does not run in this process.",
-            wanted="a model whose weights are here",
-            hint='models.planner.provider = "local", with a path; or --into memory',
-        )
-    settings = config.models.of(Role.PLANNER)
-    beginning = Beginning(settings.path, settings.adapter, settings.device)
-    store = AdapterStore(config.home / "adapters" / Role.PLANNER, model.digest, Role.PLANNER)
-    trainer = ProcessTrainer(beginning, config.learn, store, log=folder / FOLDER / "worker.log")
-    return Training(store, trainer, LocalPublisher(model))
 
 
 def _tell(update: Update) -> None:

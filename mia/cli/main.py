@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import mia
-from mia.cli import adapters, learn, memory, output, world
+from mia.cli import adapters, learn, memory, output, token, world
 from mia.cli.ask import ask
 from mia.cli.config import config
 from mia.cli.demo import demo
@@ -21,6 +21,7 @@ from mia.cli.index import index
 from mia.cli.options import Shared
 from mia.cli.run import run
 from mia.cli.search import search
+from mia.cli.serve import serve
 from mia.cli.show import show
 from mia.errors import MiaError
 
@@ -67,6 +68,8 @@ app.add_typer(memory.app, name="memory")
 app.add_typer(world.app, name="world")
 app.add_typer(learn.app, name="learn")
 app.add_typer(adapters.app, name="adapters")
+app.command(epilog="Examples: mia serve; mia serve --corpus docs/ --model qwen3 --port 8000")(serve)
+app.add_typer(token.app, name="token")
 app.command()(config)
 app.command()(doctor)
 

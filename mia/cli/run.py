@@ -171,6 +171,7 @@ async def _learn(folder: Path, tasks: list[Task], config: Config, *, resume: boo
     from mia.cli.index import announce_first_use
     from mia.evals.run import open_run
     from mia.learn.online import check
+    from mia.learn.opening import build_training, learning_models
     from mia.models import build_models
     from mia.team import build_team
 
@@ -179,9 +180,9 @@ async def _learn(folder: Path, tasks: list[Task], config: Config, *, resume: boo
     announce_first_use(config)
     models = build_models(config.models)
     try:
-        team = build_team(config, models=learning.learning_models(models, config))
+        team = build_team(config, models=learning_models(models, config))
         try:
-            training = learning.build_training(models.planner, config, folder)
+            training = build_training(models.planner, config, folder / learning.FOLDER)
             check(team, config.learn, training)
             opened = open_run(folder, tasks, config, resume=resume)
             _register(folder, config)

@@ -160,18 +160,9 @@ class MemoryManager:
     ) -> Memory:
         """Store what a user knows. Returns what the store now holds for it: an older near-duplicate, if the rules keep
         that one. Raises RecordError, ConfigError (frozen), StoreError, ModelError (the embedder's)."""
-        self._refuse_frozen()
-        question, workflow, caption, plan = (
-            self._redactor(storable(text).strip()) for text in (question, workflow, caption, plan)
+        question, workflow, caption, plan = self.check(
+            question, workflow, judgement, caption=caption, category=category, plan=plan
         )
-        if not question or not workflow:
-            raise RecordError(f"a memory without a {'workflow' if question else 'question'}.", wanted="some text")
-        if judgement not in ("correct", "incorrect"):
-            raise RecordError(f"no judgement: '{judgement}'.", wanted="correct or incorrect")
-        if category not in CATEGORIES:
-            raise RecordError(f"no category: '{category}'.", wanted=", ".join(CATEGORIES))
-        if junk := guard.junk(question, workflow):
-            raise RecordError(f"this is no workflow: {junk}.", wanted="what was tried and found, step by step")
         lesson = self._lessons.by_hand(
             question,
             workflow,
@@ -184,6 +175,32 @@ class MemoryManager:
         (id,) = self._store.transaction(lambda writing: self._keep(writing, [lesson]))
         self.make_room()
         return self._store.memories([id])[id]
+
+    def check(
+        self,
+        question: str,
+        workflow: str,
+        judgement: str,
+        *,
+        caption: str = "",
+        category: str = OTHERS,
+        plan: str = "",
+    ) -> tuple[str, str, str, str]:
+        """Whether `add` would take this, without storing anything. Returns question, workflow, caption and plan as they
+        would be stored. Raises RecordError, ConfigError (frozen)."""
+        self._refuse_frozen()
+        question, workflow, caption, plan = (
+            self._redactor(storable(text).strip()) for text in (question, workflow, caption, plan)
+        )
+        if not question or not workflow:
+            raise RecordError(f"a memory without a {'workflow' if question else 'question'}.", wanted="some text")
+        if judgement not in ("correct", "incorrect"):
+            raise RecordError(f"no judgement: '{judgement}'.", wanted="correct or incorrect")
+        if category not in CATEGORIES:
+            raise RecordError(f"no category: '{category}'.", wanted=", ".join(CATEGORIES))
+        if junk := guard.junk(question, workflow):
+            raise RecordError(f"this is no workflow: {junk}.", wanted="what was tried and found, step by step")
+        return question, workflow, caption, plan
 
     def list(self, *, limit: int = 50, offset: int = 0) -> tuple[Memory, ...]:
         """What is in sight in the scope and below it, newest first. Raises StoreError."""
@@ -224,6 +241,10 @@ class MemoryManager:
         self._refuse_frozen()
         chosen = tuple(ids)
         return self._store.transaction(lambda writing: writing.set_expiry(chosen, at, reason=reason))
+
+    def release(self) -> None:
+        """Keep the caches, and leave the store open: for who holds one store for many scopes."""
+        self._recaller.close()
 
     def close_now(self) -> None:
         """`close`, for callers that are not async."""

@@ -456,11 +456,20 @@ class MemoryStore(Reading, Protocol):
         """Those that exist, by id: whole ids only, never a beginning of one nor "last"."""
         ...
 
-    def list_episodes(self, *, run: str | None = None, limit: int) -> tuple[Episode, ...]:
-        """The last saved first; of one run, or of all."""
+    def kept_episode(self, id: str) -> KeptEpisode | None:
+        """The episode of exactly this id, with whose it is; None if there is none."""
         ...
 
-    def count_episodes(self) -> int: ...
+    def list_episodes(
+        self, *, run: str | None = None, scope: str | None = None, before: str = "", limit: int
+    ) -> tuple[Episode, ...]:
+        """The last saved first: of one run or of all, of a scope and all below it (None: of all), and of those that
+        were saved before the one of this id."""
+        ...
+
+    def count_episodes(self, scope: str | None = None) -> int:
+        """How many are in a scope and all below it (None: in all)."""
+        ...
 
     def export_episodes(self, scope: str | None) -> Iterator[KeptEpisode]:
         """Every episode of a scope and all below it (None: of all), the first saved first."""

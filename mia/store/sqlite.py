@@ -65,6 +65,8 @@ CHECKPOINT_PAGES = 4_000
 CACHE_KILOBYTES = 16_000
 """Pages that a connection keeps, so that a write into a large store reads little."""
 EXPORT_PAGE = 256
+KEPT = "json, scope, absorbed, lessons"
+"""The columns of a `KeptEpisode`."""
 """Memories that an export reads at a time."""
 
 # What SQLite's result codes mean to a user: the sentence and what to do.
@@ -407,28 +409,37 @@ class SqliteStore:
         found = self._select(f"SELECT id, json FROM episodes WHERE id IN {LIST}", json_list(ids))
         return {row["id"]: load_episode(row["json"]) for row in found}
 
-    def list_episodes(self, *, run: str | None = None, limit: int) -> tuple[Episode, ...]:
-        where, values = ("", ()) if run is None else ("WHERE run = ?", (run,))
-        found = self._select(f"SELECT json FROM episodes {where} ORDER BY sequence DESC LIMIT ?", *values, limit)
+    def kept_episode(self, id: str) -> KeptEpisode | None:
+        found = self._select(f"SELECT {KEPT} FROM episodes WHERE id = ?", storable(id))
+        return _kept(found[0]) if found else None
+
+    def list_episodes(
+        self, *, run: str | None = None, scope: str | None = None, before: str = "", limit: int
+    ) -> tuple[Episode, ...]:
+        where, values = below(scope)
+        if run is not None:
+            where, values = f"{where} AND run = ?", (*values, run)
+        if before:
+            earlier = "sequence < (SELECT sequence FROM episodes WHERE id = ?)"
+            where, values = f"{where} AND {earlier}", (*values, storable(before))
+        found = self._select(f"SELECT json FROM episodes WHERE {where} ORDER BY sequence DESC LIMIT ?", *values, limit)
         return tuple(load_episode(row["json"]) for row in found)
 
-    def count_episodes(self) -> int:
-        return int(self._select("SELECT count(*) FROM episodes")[0][0])
+    def count_episodes(self, scope: str | None = None) -> int:
+        where, values = below(scope)
+        return int(self._select(f"SELECT count(*) FROM episodes WHERE {where}", *values)[0][0])
 
     def export_episodes(self, scope: str | None) -> Iterator[KeptEpisode]:
         where, values = below(scope)
         last = 0
         while True:
             page = self._select(
-                f"SELECT sequence, json, scope, absorbed, lessons FROM episodes WHERE {where} AND sequence > ? "
-                "ORDER BY sequence LIMIT ?",
+                f"SELECT sequence, {KEPT} FROM episodes WHERE {where} AND sequence > ? ORDER BY sequence LIMIT ?",
                 *values,
                 last,
                 EXPORT_PAGE,
             )
-            for row in page:
-                lessons = tuple(json.loads(row["lessons"]))
-                yield KeptEpisode(load_episode(row["json"]), row["scope"], bool(row["absorbed"]), lessons)
+            yield from map(_kept, page)
             if not page:
                 return
             last = page[-1]["sequence"]
@@ -513,6 +524,12 @@ class SqliteStore:
 
 
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _kept(row: sqlite3.Row) -> KeptEpisode:
+    return KeptEpisode(
+        load_episode(row["json"]), row["scope"], bool(row["absorbed"]), tuple(json.loads(row["lessons"]))
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

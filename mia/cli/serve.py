@@ -1,0 +1,127 @@
+"""`mia serve`: every door of one service, on one port."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mia.cli import options, output
+from mia.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from mia.config import Config
+
+
+def serve(
+    context: typer.Context,
+    host: Annotated[
+        str | None,
+        typer.Option(help="The address to listen at; beyond loopback it needs a token.", show_default="127.0.0.1"),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="0: any that is free.", show_default="8321")] = None,
+    learn: Annotated[
+        bool | None, typer.Option("--learn", help="Learn from the questions while they are answered.")
+    ] = None,
+    corpus: options.Corpus = None,
+    index: options.Index = None,
+    model: options.Model = None,
+    base_url: options.BaseUrl = None,
+    replay: options.Replay = None,
+    record: options.Record = None,
+    plan: options.Plan = None,
+    replan: options.Replan = None,
+    memory: options.UseMemory = None,
+    frozen: options.Frozen = None,
+    judge: options.JudgeKind = None,
+    max_calls: options.MaxCalls = None,
+    tool: options.Tool = None,
+) -> None:
+    """Serve: a dashboard, an HTTP API, an OpenAI-compatible chat endpoint and an MCP server.
+
+    What was answered is on the disk before it is sent, and absorbed afterwards; a server that was killed takes up where
+    it was. With nothing configured, the small embedded model answers in the offline world. Ctrl-C ends it.
+    """
+    require("fastapi", extra="service", purpose="`mia serve`")
+    from mia.cli.embedded import embedded_default
+    from mia.cli.index import announce_first_use
+
+    config = options.shared(context).config(
+        options.team_flags(
+            corpus=corpus,
+            index=index,
+            model=model,
+            base_url=base_url,
+            replay=replay,
+            record=record,
+            plan=plan,
+            replan=replan,
+            memory=memory,
+            frozen=frozen,
+            judge=judge,
+            max_calls=max_calls,
+            tool=tool,
+        )
+        | {"serve.host": host, "serve.port": port, "learn.enabled": learn}
+    )
+    config = embedded_default(config) or config
+    announce_first_use(config)
+    _serve(config)
+
+
+def _serve(config: Config) -> None:
+    import uvicorn
+
+    from mia.service.app import create_app
+    from mia.service.auth import Gate, check_address
+    from mia.service.core import Service
+
+    check_address(config)
+    listening = _listen(config.serve.host, config.serve.port)
+    try:
+        app = create_app(Service(config))
+        address = _address(listening)
+        output.note(f"MIA listens at {address}   (dashboard; /docs, /v1, /mcp)   home: {Path(config.home)}")
+        if not Gate(config).closed:
+            output.note("Whoever is on this machine may ask; `mia token add NAME` asks for a token.")
+        uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=10,
+                timeout_keep_alive=30,
+                h11_max_incomplete_event_size=64 * 1024,
+                ws="none",
+            )
+        ).run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises ConfigError for an address that cannot be listened at."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"something listens at port {port} already.", hint="mia serve --port 0, or end the other one"
+            ) from error
+        raise ConfigError(
+            f"cannot listen at '{host}', port {port}: {error.strerror or error}.", hint="mia serve --host 127.0.0.1"
+        ) from error
+    return listening
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

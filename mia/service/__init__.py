@@ -1,0 +1,1 @@
+"""`mia serve`: one process, one port, every door (docs/service.md)."""

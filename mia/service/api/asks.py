@@ -1,0 +1,122 @@
+"""`POST /v1/ask`: a question, answered in one reply or told as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from mia.errors import MiaError, RecordError
+from mia.service.context import ClientGone, TheScope, TheService, while_connected
+from mia.service.core import Service
+from mia.service.live import Ask, ReaderTooSlow
+from mia.service.problems import RETRY_SECONDS, answer_of, problem, request_id
+from mia.service.schemas import PROBLEMS, AskBody, AskReply
+from mia.types import Episode, Image, Question, Task
+
+router = APIRouter(prefix="/v1", tags=["ask"], responses=PROBLEMS)
+
+HEARTBEAT = 15.0
+"""Seconds after which a stream says that it is still there."""
+
+
+@router.post(
+    "/ask",
+    response_model=AskReply,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    summary="Answer a question",
+)
+async def ask(request: Request, body: AskBody, service: TheService, scope: TheScope) -> Response:
+    """Recalls, plans, searches, reflects, judges; answers, and absorbs what was learnt afterwards.
+
+    With `stream`, events are `stage_started`, `stage_finished`, `step_finished`, `text_arrived` and `retrying`, each
+    with a JSON object as data; the last is `answer` (as without `stream`) or `error`. Whoever hangs up cancels the
+    work.
+    """
+    task = task_of(body)
+    begun = service.live.begin(scope, task.question, "api")
+    if body.stream:
+        return StreamingResponse(
+            events(service, task, scope, begun, request_id(request)), media_type="text/event-stream"
+        )
+    try:
+        episode = await while_connected(request, service.ask(task, scope, ask=begun))
+    except ClientGone:
+        return Response(status_code=499)
+    request.app.state.metrics.answered(episode, "api")
+    return reply(episode, request_id(request))
+
+
+def task_of(body: AskBody) -> Task:
+    """Raises RecordError."""
+    images = []
+    for encoded in body.images:
+        # A data URL is its base64; no other URL is followed.
+        try:
+            content = base64.b64decode(encoded.rpartition(",")[2], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise RecordError("an image is no base64.", wanted="PNG, JPEG, GIF or WebP in base64") from error
+        images.append(Image.from_bytes(content))
+    question = Question.of(body.question, id=body.id, images=tuple(images), caption=body.caption)
+    return Task(question=question, references=tuple(body.references))
+
+
+def unheard(episode: Episode) -> bool:
+    """Whether the model could not be asked."""
+    return episode.answer is None and episode.stop is not None and episode.stop.reason.unheard
+
+
+def reply(episode: Episode, request_id: str) -> JSONResponse:
+    """The answer; 503 where the model could not be asked."""
+    if unheard(episode):
+        assert episode.stop is not None
+        body = problem(
+            503,
+            f"the model could not be asked: {episode.stop.sentence}",
+            kind="ModelUnavailable",
+            hint="look at the endpoint (mia doctor); what is remembered can still be recalled: POST /v1/recall",
+            request_id=request_id,
+            episode_id=episode.id,
+        )
+        return JSONResponse(body, 503, {"Retry-After": str(RETRY_SECONDS)})
+    return JSONResponse(AskReply.of(episode).model_dump(mode="json"))
+
+
+async def events(
+    service: Service, task: Task, scope: str, begun: Ask, request_id: str, *, text: bool = True
+) -> AsyncIterator[bytes]:
+    """The stages of a question as server-sent events. When the reader goes, the work is cancelled."""
+    with begun.subscribe() as reader:
+        work = asyncio.create_task(service.ask(task, scope, ask=begun, stream=text))
+        try:
+            yield _event("begun", {"episode_id": begun.id, "question_id": task.question.id})
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT):
+                        event = await reader.next()
+                except TimeoutError:
+                    yield b": still there\n\n"
+                    continue
+                except ReaderTooSlow:
+                    yield _event("error", problem(499, "too little of the stream was read.", kind="ReaderTooSlow"))
+                    return
+                if event is None:
+                    break
+                yield _event(event.kind, event.model_dump(mode="json"))
+            answered = reply(await work, request_id)
+        except MiaError as error:
+            answered = answer_of(error, request_id)
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+    kind = "answer" if answered.status_code == 200 else "error"
+    yield _event(kind, json.loads(bytes(answered.body)))
+
+
+def _event(kind: str, data: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()

@@ -1,0 +1,139 @@
+"""Errors as answers: `{"error": {"type", "message", "wanted", "hint", "request_id"}}`, with a status that says whose
+fault it is. None holds what came in, nor anything of a traceback."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from mia.errors import (
+    BudgetExceeded,
+    ConfigError,
+    CorpusError,
+    JudgeError,
+    LearnError,
+    MiaError,
+    MissingExtra,
+    ModelError,
+    ModelUnavailable,
+    RecordError,
+    StoreError,
+    ToolError,
+)
+from mia.service.auth import Forbidden, Unauthorized
+
+log = logging.getLogger("mia.service")
+
+RETRY_SECONDS = 5
+
+
+class NotFound(MiaError):
+    """There is no such thing, or it is not yours to see."""
+
+
+STATUS: tuple[tuple[type[MiaError], int], ...] = (
+    (Unauthorized, 401),
+    (Forbidden, 403),
+    (NotFound, 404),
+    (RecordError, 422),
+    (BudgetExceeded, 429),
+    (ModelUnavailable, 503),
+    (ModelError, 502),
+    (JudgeError, 502),
+    (ToolError, 502),
+    (StoreError, 503),
+    (CorpusError, 503),
+    (LearnError, 409),
+    (MissingExtra, 501),
+    (ConfigError, 400),
+    (MiaError, 500),
+)
+"""The first that fits."""
+
+
+def status_of(error: MiaError) -> int:
+    return next(status for kind, status in STATUS if isinstance(error, kind))
+
+
+def problem(
+    status: int, message: str, *, kind: str = "", wanted: str = "", hint: str = "", request_id: str = "", **more: Any
+) -> dict[str, Any]:
+    """The body of an error."""
+    return {
+        "error": {
+            "type": kind or HTTPStatus(status).phrase.title().replace(" ", ""),
+            "message": message,
+            "wanted": wanted,
+            "hint": hint,
+            "code": status,
+            "request_id": request_id,
+            **more,
+        }
+    }
+
+
+def answer_of(error: MiaError, request_id: str = "", **more: Any) -> JSONResponse:
+    """The answer that an error of ours becomes."""
+    status = status_of(error)
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        headers["Retry-After"] = str(RETRY_SECONDS)
+    body = problem(
+        status,
+        error.got,
+        kind=type(error).__name__,
+        wanted=error.wanted,
+        hint=error.hint,
+        request_id=request_id,
+        **more,
+    )
+    return JSONResponse(body, status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Have an app answer so."""
+
+    @app.exception_handler(MiaError)
+    async def ours(request: Request, error: MiaError) -> JSONResponse:
+        return answer_of(error, request_id(request))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Where and what, without the value: it may be a secret, or no text at all.
+        details = [
+            {"where": [_plain(part) for part in one["loc"]], "message": _plain(one["msg"]), "type": one["type"]}
+            for one in error.errors()[:20]
+        ]
+        first = details[0]
+        where = ".".join(str(part) for part in first["where"])
+        body = problem(
+            422,
+            f"the request is wrong at '{where}': {first['message']}.",
+            kind="RequestInvalid",
+            hint="GET /docs",
+            request_id=request_id(request),
+            details=details,
+        )
+        return JSONResponse(body, 422)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        hint = "GET /docs lists what there is" if error.status_code in (404, 405) else ""
+        body = problem(error.status_code, str(error.detail), hint=hint, request_id=request_id(request))
+        return JSONResponse(body, error.status_code, error.headers)
+
+
+def request_id(request: Request) -> str:
+    return str(getattr(request.state, "request_id", ""))
+
+
+def _plain(part: object) -> object:
+    return part if isinstance(part, int) else str(part).encode("utf-8", "replace").decode()[:200]
