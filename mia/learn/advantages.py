@@ -7,6 +7,9 @@ arXiv 2402.03300, section 4.1.2), the first leaves the deviation out (Liu et al.
 
 Groups are of *samples*: a rollout counts once, whatever the number of its conversations, and all of them get its one
 advantage. Counting rows instead would weigh a long rollout more in the mean of its group, and shift the rest.
+
+`successes` compares nothing: what went well is worth 1, and the rest is left alone (rejection sampling fine-tuning,
+Yuan et al. 2023, arXiv 2308.01825).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from mia.learn.rollouts import Rollout
 
 ALONE = "group of one"
 EQUAL = "all rewards equal"
+NO_SUCCESS = "no success"
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-12
 """Rewards this near to each other are equal: the parts of one were added in another order."""
@@ -35,7 +39,7 @@ class Advantages:
     kept: tuple[bool, ...]
     """Whether there is anything to learn from it."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Rollouts that are not kept, by the reason (`ALONE`, `EQUAL`)."""
+    """Rollouts that are not kept, by the reason (`ALONE`, `EQUAL`, `NO_SUCCESS`)."""
 
 
 def advantages(rollouts: Sequence[Rollout], *, divide: bool, epsilon: float) -> Advantages:
@@ -49,12 +53,7 @@ def advantages(rollouts: Sequence[Rollout], *, divide: bool, epsilon: float) -> 
         raise LearnError(f"epsilon is {epsilon}.", wanted="0 or more", hint="learn.epsilon = 1e-6")
     groups: dict[str, list[int]] = {}
     for number, rollout in enumerate(rollouts):
-        if not math.isfinite(rollout.reward):
-            raise LearnError(
-                f"rollout '{rollout.id}' of group '{rollout.group}' has the reward {rollout.reward}.",
-                wanted="a finite number",
-                hint="a sample without a reward is Dropped(group, why) of the reward function",
-            )
+        _check_reward(rollout)
         groups.setdefault(rollout.group, []).append(number)
     values = [0.0] * len(rollouts)
     kept = [False] * len(rollouts)
@@ -69,6 +68,25 @@ def advantages(rollouts: Sequence[Rollout], *, divide: bool, epsilon: float) -> 
             for number, value in zip(members, _relative(rewards, divide, epsilon), strict=True):
                 values[number], kept[number] = value, True
     return Advantages(tuple(values), tuple(kept), dict(dropped))
+
+
+def successes(rollouts: Sequence[Rollout], *, threshold: float) -> Advantages:
+    """1 for each rollout whose reward is at least `threshold`; the others are not kept. Raises LearnError for a reward
+    that is no finite number."""
+    for rollout in rollouts:
+        _check_reward(rollout)
+    kept = tuple(rollout.reward >= threshold for rollout in rollouts)
+    failed = len(kept) - sum(kept)
+    return Advantages(tuple(map(float, kept)), kept, {NO_SUCCESS: failed} if failed else {})
+
+
+def _check_reward(rollout: Rollout) -> None:
+    if not math.isfinite(rollout.reward):
+        raise LearnError(
+            f"rollout '{rollout.id}' of group '{rollout.group}' has the reward {rollout.reward}.",
+            wanted="a finite number",
+            hint="a sample without a reward is Dropped(group, why) of the reward function",
+        )
 
 
 def _relative(rewards: Sequence[float], divide: bool, epsilon: float) -> list[float]:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from mia.config import LearnSettings
 from mia.errors import ConfigError, LearnError, require
-from mia.learn.advantages import advantages
+from mia.learn.advantages import Advantages, advantages, successes
 from mia.learn.batching import Row, make_rows, pad, share
 from mia.learn.objective import aggregate, importance, k3, policy_terms
 from mia.learn.policy import Policy, Tensors, synchronise
@@ -223,8 +223,15 @@ class Learner:
 
     # ── learning ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def update(self, rollouts: Sequence[Rollout], *, version_age: Callable[[str], int] | None = None) -> Update:
-        """Learn from rollouts: `settings.passes` times over them, in steps of `settings.minibatch` rollouts.
+    def update(
+        self,
+        rollouts: Sequence[Rollout],
+        *,
+        version_age: Callable[[str], int] | None = None,
+        replay: Sequence[Rollout] = (),
+    ) -> Update:
+        """Learn from rollouts: `settings.passes` times over them, in steps of `settings.minibatch` rollouts. `replay`:
+        some that were learnt before and go into this update too, however old their versions are.
 
         `version_age` tells how many versions ago a name (`Rollout.adapter_version`) was the current one: what is older
         than `settings.max_staleness` is left out, and where anything is older than 0 the probabilities before the
@@ -237,7 +244,8 @@ class Learner:
         fresh = [one for one, age in zip(rollouts, ages, strict=True) if age <= self.settings.max_staleness]
         if len(fresh) < len(rollouts):
             dropped[f"more than {self.settings.max_staleness} versions old"] = len(rollouts) - len(fresh)
-        found = advantages(fresh, divide=self.settings.deviation, epsilon=self.settings.epsilon)
+        fresh += replay
+        found = self._advantages(fresh)
         dropped.update(found.dropped)
         kept = [(one, value) for one, value, keep in zip(fresh, found.values, found.kept, strict=True) if keep]
         rows, lost = make_rows(
@@ -247,9 +255,10 @@ class Learner:
             vocabulary=self._policy.vocabulary,
         )
         dropped.update(lost)
-        self._check_same(one.id for one in rollouts)
+        self._check_same(one.id for one in (*rollouts, *replay))
         plans = [self._plan(some) for some in self._minibatches(rows, len(kept))]
-        recompute = self.settings.recompute or any(0 < age <= self.settings.max_staleness for age in ages)
+        stale = any(0 < age <= self.settings.max_staleness for age in ages)
+        recompute = self.settings.recompute or stale or bool(replay)
         steps_planned = len(plans) * self.settings.passes
         if recompute and steps_planned > 1:
             self._recompute(plans)
@@ -263,11 +272,17 @@ class Learner:
         rewards = [one.reward for one in rollouts]
         metrics = _metrics(passes, steps, dropped) | {
             "rollouts": float(len(rollouts)),
+            "rollouts_replayed": float(len(replay)),
             "rollouts_learnt": float(len({row.rollout for row in rows})),
             "reward": sum(rewards) / max(1, len(rewards)),
             "update_seconds": time.monotonic() - begun,
         }
         return Update(tuple(passes), tuple(steps), dict(dropped), metrics)
+
+    def _advantages(self, rollouts: Sequence[Rollout]) -> Advantages:
+        if self.settings.advantage == "success":
+            return successes(rollouts, threshold=self.settings.success)
+        return advantages(rollouts, divide=self.settings.deviation, epsilon=self.settings.epsilon)
 
     def forward_backward(self, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> Pass:
         """Add the gradients of the loss of these rollouts, each with its advantage, averaged over all of them at once:

@@ -543,9 +543,11 @@ class OnlineLearner:
     async def _update(self, training: Training, files: Sequence[Path]) -> None:
         await self._serving.follow()
         parent = self._serving.current
-        learnt = await training.trainer.update(files, parent)
+        # What is there was kept to be learnt again.
+        replay = await asyncio.to_thread(self._spool.learnt)
+        learnt = await training.trainer.update(files, parent, replay)
         canary = await self._decide(training, learnt.version) if learnt.version else None
-        await asyncio.to_thread(self._spool.remove, files)
+        await asyncio.to_thread(self._spool.retire, files, self.settings.replay)
         self._due -= len(files)
         await asyncio.to_thread(training.store.prune, self.settings.keep)
         update = Update(parent, len(files), learnt, canary)
@@ -600,7 +602,7 @@ class OnlineLearner:
             name = await asyncio.to_thread(made_of, training.store, rollouts)
             if name:
                 await self._decide(training, name)
-                await asyncio.to_thread(self._spool.remove, [path])
+                await asyncio.to_thread(self._spool.retire, [path], self.settings.replay)
                 self._due -= 1
 
     # ── small things ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -771,7 +773,9 @@ def _open_page(path: Path, settings: LearnSettings, seed: int) -> str:
         return run
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        run, before = str(kept["run"]), {**kept["settings"], "seed": kept["seed"]}
+        # A setting that there was not yet had the effect of its default.
+        defaults = LearnSettings().model_dump(mode="json")
+        run, before = str(kept["run"]), {**defaults, **kept["settings"], "seed": kept["seed"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LearnError(f"cannot read '{path}' ({error}).", hint="name another folder") from error
     now = {**now, "seed": seed}

@@ -2,7 +2,8 @@
 
 One file holds one question with all its tries. It is written whole, in one step: from then on the question is answered,
 its score stands, and no death of a process loses it or has it asked again. It lies in `answered/` until its score is
-recorded and the memory has taken it in, then in `ready/` until the weights have learnt it, and is then removed.
+recorded and the memory has taken it in, then in `ready/` until the weights have learnt it, and is then removed; or kept
+in `learnt/` for as long as it is learnt from again (`learn.replay`).
 
 One process at a time owns a spool; the one that trains reads the files it is told of, and writes nothing.
 """
@@ -114,13 +115,14 @@ class Spool:
         self._redactor = redactor or Redactor()
         self._answered = folder / "answered"
         self._ready = folder / "ready"
+        self._learnt = folder / "learnt"
         try:
-            for part in (self._answered, self._ready):
+            for part in self._parts:
                 part.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder / "lock")
             for torn in self._answered.glob("*.tmp"):
                 torn.unlink()
-            known = [int(path.name.partition("-")[0]) for path in (*_files(self._answered), *_files(self._ready))]
+            known = [int(path.name.partition("-")[0]) for part in self._parts for path in _files(part)]
         except (OSError, ValueError) as error:
             raise LearnError(
                 f"cannot open '{folder}': {getattr(error, 'strerror', None) or error}.",
@@ -128,6 +130,10 @@ class Spool:
             ) from error
         self._next = max(known, default=0) + 1
         self._numbering = threading.Lock()
+
+    @property
+    def _parts(self) -> tuple[Path, ...]:
+        return self._answered, self._ready, self._learnt
 
     def put(self, group: Group) -> None:
         """Keep an answered question; it is on the disk when this returns. Raises LearnError, and nothing is left."""
@@ -163,8 +169,24 @@ class Spool:
         if path is not None:
             self.remove([path])
 
+    def learnt(self) -> list[Path]:
+        """The files of what was learnt last, as many as were kept, oldest first."""
+        return _files(self._learnt)
+
+    def retire(self, paths: Sequence[Path], keep: int) -> None:
+        """The weights have learnt these. So many of the learnt stay, the latest. Raises LearnError."""
+        for path in paths if keep else ():
+            try:
+                path.replace(self._learnt / path.name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _unwritable(path, error) from error
+        learnt = _files(self._learnt)
+        self.remove([*paths, *learnt[: max(0, len(learnt) - keep)]])
+
     def remove(self, paths: Iterable[Path]) -> None:
-        """The weights have learnt these. Raises LearnError."""
+        """Nothing is to be done with these any more. Raises LearnError."""
         for path in paths:
             try:
                 path.unlink(missing_ok=True)

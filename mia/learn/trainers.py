@@ -58,9 +58,9 @@ class Trainer(Protocol):
         """Whether answering goes on while it is at work."""
         ...
 
-    async def update(self, files: Sequence[Path], parent: str) -> Learnt:
-        """Learn the rollouts in some files of a spool, from the weights of a version (empty: those to begin with).
-        Raises LearnError."""
+    async def update(self, files: Sequence[Path], parent: str, replay: Sequence[Path] = ()) -> Learnt:
+        """Learn the rollouts in some files of a spool, from the weights of a version (empty: those to begin with), and
+        along with them those in files that were learnt before. Raises LearnError."""
         ...
 
     async def close(self) -> None: ...
@@ -102,7 +102,7 @@ class Bench:
         """The version whose weights the learner has."""
         self._lock = threading.Lock()
 
-    def update(self, files: Sequence[Path], parent: str) -> Learnt:
+    def update(self, files: Sequence[Path], parent: str, replay: Sequence[Path] = ()) -> Learnt:
         """As `Trainer.update`."""
         with self._lock:
             begun = time.monotonic()
@@ -111,7 +111,9 @@ class Bench:
                 return Learnt(made, len(rollouts))
             learner = self._at(parent)
             self._stands_at = "?"  # Until the update is over, nobody knows.
-            update = learner.update(rollouts, version_age=version_age(self._store, parent))
+            update = learner.update(
+                rollouts, version_age=version_age(self._store, parent), replay=read_rollouts(replay)
+            )
             version = ""
             if update.moved:
                 version = self._store.create(parent, partial(_write, learner), rollouts, update.metrics).name
@@ -165,9 +167,9 @@ class InlineTrainer:
     def __init__(self, beginning: Beginning, settings: LearnSettings, store: AdapterStore) -> None:
         self._bench = Bench(beginning, settings, store)
 
-    async def update(self, files: Sequence[Path], parent: str) -> Learnt:
+    async def update(self, files: Sequence[Path], parent: str, replay: Sequence[Path] = ()) -> Learnt:
         """Raises LearnError, ConfigError and MissingExtra."""
-        return await asyncio.to_thread(self._bench.update, files, parent)
+        return await asyncio.to_thread(self._bench.update, files, parent, replay)
 
     async def close(self) -> None:
         """Nothing is held but memory."""
@@ -196,9 +198,9 @@ class ProcessTrainer:
         """Of the worker, while there is one."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
-    async def update(self, files: Sequence[Path], parent: str) -> Learnt:
+    async def update(self, files: Sequence[Path], parent: str, replay: Sequence[Path] = ()) -> Learnt:
         """Raises LearnError: what the worker met, or that too many of them died."""
-        job = {"files": [str(path) for path in files], "parent": parent}
+        job = {"files": [str(path) for path in files], "parent": parent, "replay": [str(path) for path in replay]}
         async with self._turn:
             for _ in range(DEATHS):
                 reply = await self._ask(job)

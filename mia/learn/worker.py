@@ -43,7 +43,8 @@ def main() -> None:
     while (job := jobs.get()) is not None:
         try:
             bench = bench or _bench(page)
-            reply = asdict(bench.update([Path(path) for path in job["files"]], job["parent"]))
+            files, replay = ([Path(path) for path in job[name]] for name in ("files", "replay"))
+            reply = asdict(bench.update(files, job["parent"], replay))
         except MiaError as error:
             reply = {"error": error.got, "wanted": error.wanted, "hint": error.hint}
         answers.write(json.dumps(reply) + "\n")

@@ -43,15 +43,20 @@ PLANNER = Path(__file__).parents[1] / "models" / "planner"
 """The adapter that comes with the embedded model: its Planner after reinforcement learning (docs/learning.md)."""
 LEARN: dict[str, Any] = {
     "samples": 4,
-    "batch": 1,
+    "batch": 2,
     "canary": 0,
     "report": "first",
+    "temperature": 1.2,
+    "first_temperature": 0.0,
+    "advantage": "success",
+    "replay": 16,
     "rank": 16,
     "rate": 1e-3,
     "kl": 0.0,
     "recompute": True,
 }
-"""Of `learn`, for test-time learning in one world. The embedded model was not taught to choose among plans."""
+"""Of `learn`, for test-time learning in one world. The embedded model was not taught to choose among plans; after
+reinforcement its tries are mostly alike, so that differences between them teach little."""
 _PATIENCE = 86_400.0
 """Seconds for one question: a busy machine must not change an answer."""
 

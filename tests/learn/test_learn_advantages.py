@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from parity import recorded
 
 from mia.errors import LearnError
-from mia.learn.advantages import ALONE, EQUAL, advantages
+from mia.learn.advantages import ALONE, EQUAL, NO_SUCCESS, advantages, successes
 from mia.learn.rollouts import Conversation, Rollout
 
 EPSILON = 1e-6
@@ -163,3 +163,16 @@ def test_a_reward_that_is_no_number_is_named(reward: float) -> None:
 def test_epsilon_is_not_negative(epsilon: float) -> None:
     with pytest.raises(LearnError, match="epsilon"):
         advantages([], divide=True, epsilon=epsilon)
+
+
+@given(SAMPLES, st.floats(-1, 2))
+def test_successes_are_worth_one_whatever_the_others_did(samples: list[tuple[str, float]], threshold: float) -> None:
+    found = successes([rollout(group, reward) for group, reward in samples], threshold=threshold)
+    assert found.kept == tuple(reward >= threshold for _, reward in samples)
+    assert found.values == tuple(float(kept) for kept in found.kept)
+    assert found.dropped.get(NO_SUCCESS, 0) == len(samples) - sum(found.kept)
+
+
+def test_a_success_needs_a_finite_reward() -> None:
+    with pytest.raises(LearnError, match="nan"):
+        successes([rollout("a", 1.0), rollout("a", math.nan)], threshold=0.5)

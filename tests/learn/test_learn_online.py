@@ -167,7 +167,7 @@ class Pupil:
     """Called when the version is there."""
     before: Any = None
 
-    async def update(self, files: Sequence[Path], parent: str) -> Learnt:
+    async def update(self, files: Sequence[Path], parent: str, replay: Sequence[Path] = ()) -> Learnt:
         rollouts = read_rollouts(files)
         self.batches.append((parent, rollouts))
         if self.before is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import multiprocessing
@@ -90,6 +91,26 @@ def test_a_group_goes_from_answered_to_ready_to_learnt(tmp_path: Path) -> None:
     assert [read_group(path).question_id for path in again.ready()] == ["../c", "e"]
     assert {path.name for path in tmp_path.iterdir()} == {"spool"}, "an id is no path"
     again.close()
+
+
+def test_the_groups_learnt_last_are_kept_as_long_as_they_are_wanted(tmp_path: Path) -> None:
+    with contextlib.closing(Spool(tmp_path)) as spool:
+        for name in "abcd":
+            spool.put(group(name))
+            spool.make_ready(group(name))
+        files = spool.ready()
+        spool.retire(files[:3], 2)
+        assert [read_group(path).question_id for path in spool.learnt()] == ["b", "c"]
+        assert spool.ready() == files[3:]
+        spool.retire(files[:3], 2)  # As after a death in the middle.
+        assert len(spool.learnt()) == 2
+    with contextlib.closing(Spool(tmp_path)) as again:
+        again.put(group("e"))
+        again.make_ready(group("e"))
+        again.retire(again.ready(), 2)
+        assert [read_group(path).question_id for path in again.learnt()] == ["d", "e"]
+        again.retire([], 0)
+        assert not again.learnt()
 
 
 def test_two_passes_of_one_question_are_two_groups(tmp_path: Path) -> None:

@@ -152,6 +152,25 @@ async def test_rollouts_without_a_difference_make_no_version(model: str, store: 
     assert not moved(weights(store, after.version), weights(fresh, alone.version))
 
 
+async def test_successes_and_what_was_learnt_before_are_learnt_again(
+    model: str, store: AdapterStore, spool: Spool
+) -> None:
+    settings = SETTINGS.model_copy(update={"advantage": "success", "replay": 8})
+    trainer = InlineTrainer(Beginning(model), settings, store)
+    equal = put(spool, "a", rewards=(1.0, 1.0))
+    first = await trainer.update(equal, "")
+    assert first.version, "rewards that are all high teach too"
+    failed = put(spool, "b", rewards=(0.0, 0.1))
+    nothing = await trainer.update(failed, first.version)
+    assert not nothing.version
+    assert nothing.dropped == {"no success": 2}
+    # Along with what went well before, there is something to learn; how old its version is does not matter.
+    second = await trainer.update(failed, first.version, equal)
+    assert second.metrics["rollouts_replayed"] == 2
+    assert store.get(second.version).rollouts == ("roll-b-0", "roll-b-1")
+    assert moved(weights(store, first.version), weights(store, second.version))
+
+
 async def test_what_is_too_old_is_left_out_and_told(model: str, store: AdapterStore, spool: Spool) -> None:
     trainer = InlineTrainer(Beginning(model), SETTINGS, store)
     names = [""]
