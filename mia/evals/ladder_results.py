@@ -111,9 +111,11 @@ class ResultLog:
 
     def _write(self, page: Mapping[str, Any]) -> None:
         end = self._file.seek(0, os.SEEK_END)
+        rest = memoryview(json.dumps(page, ensure_ascii=False).encode() + b"\n")
         try:
-            self._file.write(json.dumps(page, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            # Past the buffer, which would keep what did not fit and write it behind the next line.
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             os.ftruncate(self._file.fileno(), end)
