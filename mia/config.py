@@ -56,6 +56,15 @@ def _check_variable(name: str) -> str:
     return name
 
 
+def _check_server(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*", name) or len(name) > 24:
+        raise ConfigError(
+            "it names no MCP server.",
+            wanted="up to 24 letters, digits and single dashes or underscores: its tools are called NAME__TOOL",
+        )
+    return name
+
+
 def _split(given: Any) -> Any:
     """A list that came as text, as it does from the environment."""
     return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
@@ -63,8 +72,9 @@ def _split(given: Any) -> Any:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 VariableName = Annotated[str, AfterValidator(_check_variable)]
+ServerName = Annotated[str, AfterValidator(_check_server)]
 Scope = Annotated[str, AfterValidator(check_scope)]
-ToolName = Literal["search", "lookup", "fetch", "web_image_to_image_search"]
+ToolName = Literal["search", "lookup", "fetch", "read", "web_image_to_image_search"]
 
 
 WORLD_SEED = 900_001
@@ -133,6 +143,7 @@ class ModelsSettings(Section):
     executor: ModelSettings | None = None
     manager: ModelSettings | None = None
     judge: ModelSettings | None = None
+    reader: ModelSettings | None = None
     cold_start: ModelSettings | None = None
     """A stronger model that writes the plan while the memory cannot fill what is wanted; off by default."""
     record: str = ""
@@ -142,7 +153,9 @@ class ModelsSettings(Section):
         """The settings of one role, its gaps filled from `default`."""
         own: ModelSettings | None = getattr(self, str(name))
         if own is None:
-            return self.default
+            # Where only the other roles have a model, the Executor's reads.
+            unnamed = self.default.provider == "openai" and not self.default.model
+            return self.of(Role.EXECUTOR) if name == Role.READER and unnamed and self.executor else self.default
         return self.default.model_copy(update={field: getattr(own, field) for field in own.model_fields_set})
 
     @model_validator(mode="after")
@@ -361,6 +374,14 @@ class LearnSettings(Section):
     """Average the loss over all tokens, or over each conversation first."""
     kl: float = Field(default=0.02, ge=0)
     """Weight of the divergence from the base model (k3)."""
+    advantage: Literal["group", "success"] = "group"
+    """What a rollout is worth: how much better it did than the others of its question (GRPO); or "success": 1 where its
+    reward is at least `success`, and nothing is learnt from the others. The first learns from differences, of which the
+    tries of a sure Planner have few; the second from all that went well."""
+    success: float = 0.5
+    """The reward from which on "success" counts a rollout."""
+    replay: int = Field(default=0, ge=0)
+    """Questions of the stream, the ones learnt last, whose rollouts go into each update again."""
     deviation: bool = True
     """Divide the advantage by the standard deviation of its group."""
     epsilon: float = Field(default=0.1, ge=0)
@@ -415,13 +436,31 @@ class ServeSettings(Section):
     """Write questions, prompts and answers into the spans."""
 
 
+class ReaderSettings(Section):
+    """Texts of any length, read chunk by chunk in a fixed window (docs/reader.md)."""
+
+    chunk_tokens: int = Field(default=5000, ge=16)
+    """Tokens of text that are read at a time, at most."""
+    memory_tokens: int = Field(default=1024, ge=16)
+    """Tokens that the memory of a text may have."""
+    reply_tokens: int = Field(default=0, ge=0)
+    """Tokens of one reply; 0: as many as the memory has. A model that thinks before it writes needs more."""
+    max_tokens: int = Field(default=0, ge=0)
+    """Tokens of one text that are read: of a longer one its two ends, which is said. 0: all of it."""
+    pages: bool = True
+    """Read a long page that `fetch` brings for the question, instead of cutting it; where the window allows it."""
+    tool_tokens: int = Field(default=100_000, ge=0)
+    """The same as `max_tokens`, for what the Executor has read in one call. 0: all of it."""
+
+
 class McpServerSettings(Section):
     """A server of the Model Context Protocol whose tools the Executor may call."""
 
     command: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
     """What starts it, where it speaks over stdin and stdout."""
     env: Annotated[tuple[VariableName, ...], BeforeValidator(_split)] = ()
-    """Environment variables that it is given; no others of ours but PATH and HOME."""
+    """Environment variables that it is given; no others of ours but PATH and HOME. A key belongs here and not into the
+    command, which is stored and shown."""
     url: Address = ""
     """Where it listens, where it speaks streamable HTTP."""
     token_env: VariableName = ""
@@ -430,6 +469,8 @@ class McpServerSettings(Section):
     """The tools of it that may be called; no others are."""
     timeout_seconds: float = Field(default=60.0, gt=0)
     """For one call."""
+    start_seconds: float = Field(default=60.0, gt=0)
+    """For its start: some programs are fetched first."""
 
     @model_validator(mode="after")
     def _one_way(self) -> McpServerSettings:
@@ -460,8 +501,9 @@ class Config(BaseSettings):
     run: RunSettings = RunSettings()
     learn: LearnSettings = LearnSettings()
     serve: ServeSettings = ServeSettings()
-    mcp: dict[str, McpServerSettings] = {}
-    """Servers whose tools the Executor may call, by a name of yours."""
+    reader: ReaderSettings = ReaderSettings()
+    mcp: dict[ServerName, McpServerSettings] = {}
+    """Servers whose tools the Executor may call, by a name of yours (docs/mcp.md)."""
 
     @classmethod
     def settings_customise_sources(

@@ -21,6 +21,7 @@ PromptStyle = Literal["full", "compact"]
 
 FENCES = (
     "answer",
+    "chunk",
     "evidence",
     "memories",
     "memory",

@@ -7,7 +7,7 @@ in.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -117,7 +117,7 @@ def build_team(
         models = build_models(config.models)
         resources.push_async_callback(models.close)
     if tools is None:
-        tools = _build_tools(config, engine, resources)
+        tools = _build_tools(config, engine, models, resources)
     archive = None
     if memory is None:
         store = _open_store(config, resources)
@@ -165,16 +165,26 @@ def budget(limits: LimitSettings) -> Budget:
     return Budget(calls=limits.calls, tokens=limits.tokens, money=limits.money, seconds=limits.seconds)
 
 
-def _build_tools(config: Config, engine: SearchEngine | None, resources: AsyncExitStack) -> Sequence[Tool]:
+def _build_tools(
+    config: Config, engine: SearchEngine | None, models: Models, resources: AsyncExitStack
+) -> Sequence[Tool]:
     from mia.tools import build_tools
 
     if engine is None and "search" in config.executor.tools:
         engine = _build_engine(config)
     # The search tool closes its engine.
-    tools = build_tools(config, engine)
+    tools = build_tools(config, engine, _build_reading_tools(config, models))
     for tool in tools:
         resources.push_async_callback(tool.close)
     return tools
+
+
+def _build_reading_tools(config: Config, models: Models) -> Mapping[str, Tool]:
+    if not {"read", "fetch"} & {*config.executor.tools}:
+        return {}
+    from mia.reader.tool import build_reading_tools
+
+    return build_reading_tools(config, models.of(Role.READER))
 
 
 def _build_engine(config: Config) -> SearchEngine:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mia.errors import RecordError
 
-EPISODE_VERSION = 3
+EPISODE_VERSION = 4
 MEMORY_VERSION = 2
 
 
@@ -46,6 +46,7 @@ class Role(StrEnum):
     EXECUTOR = "executor"
     MANAGER = "manager"
     JUDGE = "judge"
+    READER = "reader"
 
 
 # ── what goes in ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -516,10 +517,11 @@ def new_id(prefix: str) -> str:
 R = TypeVar("R", bound="Record")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 # Every step so far added fields that have defaults: with version 2 of both, the life cycle of a memory and how a recall
-# was scored; with version 3, the versions of weights that answered.
+# was scored; with version 3, the versions of weights that answered; with version 4, the role of the reader.
 EPISODE_UPGRADES: Mapping[int, Upgrade] = {
     1: lambda content: {**content, "version": 2},
     2: lambda content: {**content, "version": 3},
+    3: lambda content: {**content, "version": 4},
 }
 """version → a function that turns a record of that version into one of the next."""
 MEMORY_UPGRADES: Mapping[int, Upgrade] = {1: lambda content: {**content, "version": 2}}

@@ -12,7 +12,7 @@ ROOT = Path(mia.__file__).parent
 FLOORS: list[list[str]] = [
     ["errors", "types", "config", "events", "prompt", "redaction", "scope", "statistics", "transcript"],
     ["models", "embeddings", "store", "search", "tools", "world"],
-    ["memory", "agents", "judges"],
+    ["memory", "agents", "judges", "reader"],
     ["episode", "stages", "team"],
     ["evals", "erasure", "learn"],
     ["service", "cli"],

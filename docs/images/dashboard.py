@@ -29,7 +29,7 @@ from mia.world.facts import World
 from mia.world.questions import tasks
 
 HERE = Path(__file__).parent
-LEARNT, SEEN_WHILE = 34, 10
+LEARNT, SEEN_WHILE, BATCH = 70, 40, 8
 """Questions that are asked before the pictures are taken, and while they are."""
 WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 
@@ -40,21 +40,20 @@ def settings(home: Path) -> Config:
     flags |= {f"models.default.{name}": value for name, value in preset.MODEL.items()}
     flags |= {f"memory.{name}": value for name, value in preset.MEMORY.items()}
     flags |= {f"learn.{name}": value for name, value in preset.LEARN.items()}
-    flags |= {"learn.enabled": True, "learn.batch": 4, "learn.canary": 6, "judge.kind": "reference"}
+    flags |= {"learn.enabled": True, "learn.batch": BATCH, "learn.canary": 6, "judge.kind": "reference"}
     return load_config(flags=flags)
 
 
 async def fill(service: Service, questions: list[Task]) -> None:
-    """Ask what was not asked before, four at a time."""
-    assert service.learner is not None
-    known = {score.question_id for score in service.learner.scores}
-    places = asyncio.Semaphore(4)
-
-    async def ask(task: Task) -> None:
-        async with places:
-            await service.ask(task, service.config.memory.scope)
-
-    await asyncio.gather(*(ask(task) for task in questions if task.question.id not in known))
+    """Ask what was not asked before, a batch at a time, so that each is answered with what came of the one before."""
+    learner = service.learner
+    assert learner is not None
+    known = {score.question_id for score in learner.scores}
+    left = [task for task in questions if task.question.id not in known]
+    for start in range(0, len(left), BATCH):
+        batch = left[start : start + BATCH]
+        await asyncio.gather(*(service.ask(task, service.config.memory.scope) for task in batch))
+        await learner.flush()
 
 
 class Server:
@@ -68,7 +67,7 @@ class Server:
 
     async def __aenter__(self) -> Server:
         self._task = asyncio.create_task(self._server.serve(sockets=[self._listening]))
-        while not self._server.started:
+        while not self._server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
             await asyncio.sleep(0.05)
         return self
 
@@ -78,25 +77,26 @@ class Server:
         await self._task
 
 
-async def look(browser: Browser, address: str, out: Path, name: str, *, dark: bool, size: dict[str, int]) -> None:
-    """One page, as a file of its own."""
+async def opened(browser: Browser, address: str, *, dark: bool, size: dict[str, int]) -> Page:
+    """A page in a window of its own."""
     context = await browser.new_context(
         viewport=size,  # type: ignore[arg-type]
         color_scheme="dark" if dark else "light",
-        device_scale_factor=1,
         locale="en-GB",
     )
     page = await context.new_page()
+    page.set_default_timeout(180_000)
     await page.goto(address)
-    await settled(page)
-    await page.screenshot(path=str(out / name))
-    await context.close()
-
-
-async def settled(page: Page) -> None:
-    """Fonts and scripts are there."""
     await page.wait_for_load_state("load")
-    await page.wait_for_timeout(300)
+    await page.wait_for_timeout(300)  # Scripts have told the times.
+    return page
+
+
+async def look(browser: Browser, address: str, out: Path, name: str, *, dark: bool, size: dict[str, int]) -> None:
+    """One page, as a file of its own."""
+    page = await opened(browser, address, dark=dark, size=size)
+    await page.screenshot(path=str(out / name))
+    await page.context.close()
 
 
 async def shoot(service: Service, address: str, questions: list[Task], out: Path, *, every: bool) -> None:
@@ -128,13 +128,14 @@ async def shoot(service: Service, address: str, questions: list[Task], out: Path
                     for size in (WIDE, NARROW):
                         said = f"all-{name}-{'dark' if dark else 'light'}-{'wide' if size is WIDE else 'narrow'}.png"
                         await look(browser, address + path, out, said, dark=dark, size=size)
-        asked = asyncio.gather(*(service.ask(task, service.config.memory.scope) for task in questions[:3]))
-        job = await service.submit(questions[3:], service.config.memory.scope)
-        while (await asyncio.to_thread(service.durable.job, job.id)).counts.get("answered", 0) < 3:
-            await asyncio.sleep(1)
-        await look(browser, f"{address}/", out, "dashboard-live.png", dark=False, size=WIDE)
+        page = await opened(browser, f"{address}/", dark=False, size=WIDE)
+        job = await service.submit(questions, service.config.memory.scope)
+        while (await asyncio.to_thread(service.durable.job, job.id)).counts.get("answered", 0) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        await page.wait_for_selector("a.job .badge >> text=running")
+        await page.wait_for_function("parseInt(document.querySelector('a.job strong').textContent) >= 3")
+        await page.screenshot(path=str(out / "dashboard-live.png"))
         await service.cancel(job.id)
-        await asyncio.gather(asked, return_exceptions=True)
         await browser.close()
 
 

@@ -275,7 +275,7 @@ class Executor:
         if read.fault:
             observation = Observation(text=read.fault, ok=False, error="malformed")
         elif read.call is not None and not final:
-            observation = await self._run_tool(read.call, execution)
+            observation = await self._run_tool(read.call, execution, ledger)
         seconds = self._clock() - begun
         step = Step(
             index=len(execution.steps),
@@ -308,14 +308,14 @@ class Executor:
             )
         return (assistant, Message(role="user", content=_fence(observation.text)))
 
-    async def _run_tool(self, call: ToolCall, execution: Execution) -> Observation:
+    async def _run_tool(self, call: ToolCall, execution: Execution, ledger: Ledger) -> Observation:
         tool = self.tools.get(call.name)
         if tool is None:
             known = ", ".join(self.tools) or "none"
             return Observation(
                 text=f"There is no tool '{defuse(call.name)}'. The tools are: {known}.", ok=False, error="unknown_tool"
             )
-        context = ToolContext(question=execution.question, steps=execution.steps)
+        context = ToolContext(question=execution.question, steps=execution.steps, ledger=ledger)
         left = max(1.0, self._settings.max_seconds - execution.seconds)
         try:
             async with asyncio.timeout(left) as deadline:

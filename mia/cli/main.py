@@ -12,13 +12,15 @@ from typing import Annotated
 import typer
 
 import mia
-from mia.cli import adapters, learn, memory, output, token, world
+from mia.cli import adapters, eval, learn, memory, output, token, world
 from mia.cli.ask import ask
 from mia.cli.config import config
 from mia.cli.demo import demo
 from mia.cli.doctor import doctor
 from mia.cli.index import index
+from mia.cli.mcp import mcp
 from mia.cli.options import Shared
+from mia.cli.read import read
 from mia.cli.run import run
 from mia.cli.search import search
 from mia.cli.serve import serve
@@ -61,6 +63,7 @@ def _options(
 app.command()(demo)
 app.command()(ask)
 app.command()(run)
+app.command()(read)
 app.command()(show)
 app.command()(index)
 app.command()(search)
@@ -68,7 +71,9 @@ app.add_typer(memory.app, name="memory")
 app.add_typer(world.app, name="world")
 app.add_typer(learn.app, name="learn")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(eval.app, name="eval")
 app.command(epilog="Examples: mia serve; mia serve --corpus docs/ --model qwen3 --port 8000")(serve)
+app.command(epilog="Example: mia mcp --corpus docs/ --model qwen3")(mcp)
 app.add_typer(token.app, name="token")
 app.command()(config)
 app.command()(doctor)

@@ -65,7 +65,7 @@ MaxCalls = Annotated[
 Tool = Annotated[
     list[str] | None,
     typer.Option(
-        "--tool", help="search, lookup, fetch or web_image_to_image_search. Repeatable.", show_default="search"
+        "--tool", help="search, lookup, fetch, read or web_image_to_image_search. Repeatable.", show_default="search"
     ),
 ]
 

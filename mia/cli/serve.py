@@ -73,23 +73,39 @@ def serve(
 
 
 def _serve(config: Config) -> None:
+    import logging
+
     import uvicorn
 
     from mia.service.app import create_app
-    from mia.service.auth import Gate, check_address
+    from mia.service.auth import Gate, check_address, is_loopback
     from mia.service.core import Service
+    from mia.service.wire import PunctualProtocol
 
+    # Tokens that cannot be read are told before anything is opened.
+    gate = Gate(config)
     check_address(config)
     listening = _listen(config.serve.host, config.serve.port)
     try:
+        # A name may lead elsewhere than it says.
+        if not is_loopback(listening.getsockname()[0]) and not gate.knows_tokens:
+            raise ConfigError(
+                f"'{config.serve.host}' can be reached from other machines, and no token was made.",
+                wanted="a token, or an address of this machine alone",
+                hint="mia token add NAME; or mia serve --host 127.0.0.1",
+            )
         app = create_app(Service(config))
         address = _address(listening)
         output.note(f"MIA listens at {address}   (dashboard; /docs, /v1, /mcp)   home: {Path(config.home)}")
-        if not Gate(config).closed:
+        if not gate.closed:
             output.note("Whoever is on this machine may ask; `mia token add NAME` asks for a token.")
-        uvicorn.Server(
+        # Faults are logged by our own middleware, without secrets; the rest is what clients do wrong.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=PunctualProtocol,
+                lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -98,7 +114,14 @@ def _serve(config: Config) -> None:
                 h11_max_incomplete_event_size=64 * 1024,
                 ws="none",
             )
-        ).run(sockets=[listening])
+        )
+        try:
+            server.run(sockets=[listening])
+        except SystemExit:
+            # It could not start; why is told as every other error of ours is.
+            if app.state.trouble is not None:
+                raise app.state.trouble from None
+            raise
     finally:
         listening.close()
 
@@ -108,9 +131,13 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(2048)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(2048)
+        except OSError:
+            listening.close()
+            raise
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(

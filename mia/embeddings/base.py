@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class Embedder(Protocol):
         ...
 
 
-def unit_rows(vectors: Vectors) -> Vectors:
+def unit_rows(vectors: NDArray[numpy.floating[Any]]) -> Vectors:
     """The rows at length 1; a row that has no direction (zero, NaN, infinite) becomes zero: similar to nothing."""
     rows: NDArray[numpy.float64] = numpy.atleast_2d(vectors).astype(numpy.float64)
     rows = numpy.where(numpy.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)

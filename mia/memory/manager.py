@@ -31,7 +31,7 @@ from mia.models.ledger import Ledger
 from mia.prompt import PromptStyle
 from mia.redaction import Redactor
 from mia.scope import lineage
-from mia.store.base import MemoryStore, Task, Waiting, Writing, storable
+from mia.store.base import MemoryStore, MemoryVectors, Task, Waiting, Writing, storable
 from mia.types import Episode, Memory, MemoryKind, MemoryState, Outcome, Question, Recall, Verdict
 
 RETRIED = 2
@@ -98,8 +98,37 @@ class MemoryManager:
         """
         begun = time.perf_counter()
         category = (await self._compressor.categorise(question, ledger)).name if ledger is not None else OTHERS
-        recall = await asyncio.to_thread(self._recall, question, kind, skip, category)
+        recall = await asyncio.to_thread(
+            self.recall_now, question.text, question.caption, kind=kind, skip=skip, category=category
+        )
         return recall.evolve(seconds=time.perf_counter() - begun)
+
+    def recall_now(
+        self,
+        text: str,
+        caption: str = "",
+        *,
+        vectors: MemoryVectors | None = None,
+        kind: MemoryKind = MemoryKind.WORKFLOW,
+        skip: Collection[str] = frozenset(),
+        category: str = OTHERS,
+        k: tuple[int, int] | None = None,
+    ) -> Recall:
+        """`recall`, for callers that are not async, or have embedded the question themselves: then `vectors` are those
+        of `heard(text, caption)`, and the text may be empty. `k`: so many memories of correct and of incorrect answers,
+        instead of what the settings say. Raises StoreError, ModelError (the embedder's)."""
+        if not self._store.space():
+            # Nothing is stored: the embedder, which may take seconds to load, is left alone.
+            return Recall(kind=kind, wanted=self._recaller.wanted(kind, k))
+        text, caption = self.heard(text, caption)
+        if vectors is None:
+            vectors = self._vectorizer.vectors(text, caption)
+        return self._recaller.recall(vectors, question=text, kind=kind, skip=skip, category=category, k=k)
+
+    def heard(self, text: str, caption: str = "") -> tuple[str, str]:
+        """Question and caption as they would be stored, and so are embedded: a blacked out key makes two questions no
+        less alike."""
+        return self._redactor(storable(text)), self._redactor(storable(caption))
 
     async def remember(self, group: Sequence[Episode], ledger: Ledger) -> tuple[Memory, ...]:
         """Compress and store the episodes of one question; idempotent by episode id. Raises StoreError.
@@ -254,15 +283,6 @@ class MemoryManager:
             self._store.close()
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _recall(self, question: Question, kind: MemoryKind, skip: frozenset[str], category: str) -> Recall:
-        if not self._store.space():
-            # Nothing is stored: the embedder, which may take seconds to load, is left alone.
-            return Recall(kind=kind, wanted=self._recaller.wanted(kind))
-        # As it would be stored: a blacked out key makes two questions no less alike.
-        text, caption = self._redactor(storable(question.text)), self._redactor(storable(question.caption))
-        vectors = self._vectorizer.vectors(text, caption)
-        return self._recaller.recall(vectors, question=text, kind=kind, skip=skip, category=category)
 
     async def _remember(self, groups: Sequence[Sequence[Episode]], ledger: Ledger, *, origin: Origin) -> int:
         """How many memories are held for the groups."""

@@ -86,9 +86,9 @@ class Recaller:
             )
         )
 
-    def wanted(self, kind: MemoryKind) -> int:
-        """How many memories a recall shows at most."""
-        return PLAN_PAIRS if kind is MemoryKind.PLAN_PAIR else self._settings.k_positive + self._settings.k_negative
+    def wanted(self, kind: MemoryKind, k: tuple[int, int] | None = None) -> int:
+        """How many memories a recall shows at most; `k` as in `recall`."""
+        return PLAN_PAIRS if kind is MemoryKind.PLAN_PAIR else sum(self._shares(k))
 
     def recall(
         self,
@@ -98,9 +98,10 @@ class Recaller:
         kind: MemoryKind = MemoryKind.WORKFLOW,
         skip: Collection[str] = frozenset(),
         category: str = OTHERS,
+        k: tuple[int, int] | None = None,
     ) -> Recall:
-        """`question`: the text behind the vectors, whose words are to be covered; without it, none are. Raises
-        StoreError."""
+        """`question`: the text behind the vectors, whose words are to be covered; without it, none are. `k`: so many
+        workflows of correct and of incorrect answers instead of what the settings say. Raises StoreError."""
         pairs = kind is MemoryKind.PLAN_PAIR
         # The floor of workflows holds for pairs too; the paper knows none.
         form = score.Pairs(floor=self._form.floor) if pairs else self._form
@@ -111,7 +112,7 @@ class Recaller:
             weights[COVERAGE] = self._coverage_weight
         skipped = frozenset(self._store.numbers(skip).values()) if skip else frozenset()
         for _ in range(_TRIES):
-            considered, chosen = self._choose(vectors, form, pairs, skipped, category, covering)
+            considered, chosen = self._choose(vectors, form, pairs, skipped, category, covering, self._shares(k))
             shown = [one for one in chosen if not one.ranked.passed_over]
             texts = self._store.numbered([one.sequence for one in shown])
             names = self._store.named([one.sequence for one in chosen])
@@ -136,7 +137,7 @@ class Recaller:
             form=form.name,
             weights=weights,
             floor=form.floor,
-            wanted=self.wanted(kind),
+            wanted=self.wanted(kind, k),
         )
 
     def search(self, vectors: MemoryVectors, k: int) -> tuple[Found, ...]:
@@ -168,6 +169,10 @@ class Recaller:
         for bank in self._banks:
             bank.close(self._store)
 
+    def _shares(self, k: tuple[int, int] | None) -> tuple[int, int]:
+        """Workflows of correct and of incorrect answers to show."""
+        return k if k is not None else (self._settings.k_positive, self._settings.k_negative)
+
     def _check_space(self, vectors: MemoryVectors) -> None:
         """While a question was embedded, another process may have changed the embedder. Raises StoreError."""
         stored = self._store.space()
@@ -186,6 +191,7 @@ class Recaller:
         skipped: frozenset[int],
         category: str,
         covering: str,
+        k: tuple[int, int],
     ) -> tuple[int, Sequence[_Chosen]]:
         """How many were considered, and those shown and passed over. `covering`: the question whose words are to be
         covered, or empty."""
@@ -226,8 +232,8 @@ class Recaller:
             ranked = score.select(
                 candidates,
                 scores,
-                k_positive=PLAN_PAIRS if pairs else settings.k_positive,
-                k_negative=0 if pairs else settings.k_negative,
+                k_positive=PLAN_PAIRS if pairs else k[0],
+                k_negative=0 if pairs else k[1],
                 balance="fixed" if pairs else settings.balance,
                 floor=form.floor,
                 skip=skipped,

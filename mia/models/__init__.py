@@ -48,15 +48,17 @@ class Models:
     judge: ChatModel
     cold_start: ChatModel | None = None
     """Writes the plan while the memory is cold; None: the planner does."""
+    reader: ChatModel | None = None
+    """Reads long texts; None: the executor's model does."""
     replays: tuple[ReplayModel, ...] = ()
     """The recordings among them, whoever is wrapped around them."""
 
     def of(self, role: Role) -> ChatModel:
-        model: ChatModel = getattr(self, role.value)
-        return model
+        model: ChatModel | None = getattr(self, role.value)
+        return model or self.executor
 
     async def close(self) -> None:
-        for model in (self.planner, self.executor, self.manager, self.judge, self.cold_start):
+        for model in (self.planner, self.executor, self.manager, self.judge, self.cold_start, self.reader):
             if model is not None:
                 await model.close()
 
@@ -76,6 +78,7 @@ def build_models(settings: ModelsSettings) -> Models:
         manager=built["manager"],
         judge=built["judge"],
         cold_start=built.get("cold_start"),
+        reader=built["reader"],
         replays=builder.replays,
     )
 

@@ -120,6 +120,11 @@ class LocalModel:
         ConfigError and MissingExtra."""
         return cls(Loaded.open(path, device=device, batch=batch, threads=threads), **settings)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, as transformers made it: what counts its tokens and says where they stand in a text."""
+        return self._loaded.weights.tokenizer
+
     def __repr__(self) -> str:
         return f"LocalModel({self.name!r})"
 

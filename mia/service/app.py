@@ -9,13 +9,16 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 import mia
+from mia.errors import MiaError
 from mia.redaction import Redactor
-from mia.service import problems
-from mia.service.api import adapters, asks, episodes, health, jobs, memories
+from mia.service import chat, compat, dashboard, embeddings, problems
+from mia.service.api import adapters, asks, episodes, health, jobs, memories, queue, recall
 from mia.service.auth import Gate
 from mia.service.core import Service
+from mia.service.mcp import server as mcp
 from mia.service.metrics import Metrics
 from mia.service.middleware import Envelope, Guard, Limits
+from mia.service.recalls import Recalls
 from mia.service.sessions import Sessions
 
 
@@ -27,9 +30,15 @@ def create_app(service: Service) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
         try:
-            yield
+            await service.start()
+        except MiaError as error:
+            # The server that starts us would tell it as a traceback.
+            app.state.trouble = error
+            raise
+        try:
+            async with mcp_door.open():
+                yield
         finally:
             await service.close()
 
@@ -41,6 +50,8 @@ def create_app(service: Service) -> FastAPI:
         # Their pages load scripts from elsewhere; the dashboard has one of its own.
         docs_url=None,
         redoc_url=None,
+        # FastAPI's own would hold what stands in URLs and tracebacks; ours are made in tracing.py.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         middleware=[
             Middleware(Envelope, metrics, Redactor(service.config.memory.redact)),
             Middleware(Guard, settings, gate, sessions),
@@ -49,7 +60,26 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service, app.state.metrics = service, metrics
     app.state.gate, app.state.sessions = gate, sessions
+    app.state.recalls, app.state.trouble = Recalls(service), None
     problems.install(app)
-    for router in (asks.router, jobs.router, episodes.router, memories.router, adapters.router, health.router):
+    if settings.traces:
+        from mia.service import tracing
+
+        tracing.install(service)
+    for router in (
+        asks.router,
+        recall.router,
+        jobs.router,
+        episodes.router,
+        memories.router,
+        queue.router,
+        adapters.router,
+        health.router,
+        chat.router,
+        embeddings.router,
+        compat.router,
+    ):
         app.include_router(router)
+    dashboard.install(app)
+    mcp_door = mcp.install(app, service)
     return app

@@ -3,25 +3,38 @@
 A token is `mia_` and 43 random letters; it is shown once, when it is made, and kept as its SHA-256. A token belongs to
 a scope, and sees that scope and what is below it; one without a scope sees everything and may administer. With no token
 at all the server listens on loopback alone, and whoever is on this machine may do everything.
+
+A door that was closed once stays closed: when the last token is taken back, or the file of tokens is gone or broken,
+nobody comes in until there is a token again or the server is started anew.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, FiniteFloat, StringConstraints, TypeAdapter
 
 from mia.config import Config
-from mia.errors import ConfigError, MiaError
+from mia.errors import ConfigError, MiaError, RecordError
 from mia.scope import check_scope, covers
 
 PREFIX = "mia_"
+SHORTEST = 16
+"""Letters of a token that is set by hand, in the environment: a shorter one can be guessed."""
+_LONGEST_NAME = 100
 
 
 class Unauthorized(MiaError):
@@ -30,6 +43,10 @@ class Unauthorized(MiaError):
 
 class Forbidden(MiaError):
     """A token that may not do this."""
+
+
+class GateStuck(MiaError):
+    """The file of tokens cannot be read, so nobody is let in."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +88,18 @@ LOCAL = Principal("local", None)
 
 @dataclass(frozen=True)
 class Token:
-    """As it is kept."""
+    """As it is kept. A field that is not known is refused: a misspelt `scope` would be none, and see everything."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     name: str
-    sha256: str
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
     scope: str | None = None
-    created_at: float = 0.0
-    expires_at: float | None = None
+    created_at: FiniteFloat = 0.0
+    expires_at: FiniteFloat | None = None
+
+
+_TOKENS = TypeAdapter(tuple[Token, ...])
 
 
 def tokens_path(config: Config) -> Path:
@@ -85,57 +107,88 @@ def tokens_path(config: Config) -> Path:
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:
-    """Raises ConfigError for a file that is none."""
-    if not path.exists():
-        return ()
+    """None where there is no file. Raises ConfigError for a file that cannot be read as tokens."""
     try:
-        return tuple(Token(**entry) for entry in json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        tokens = _TOKENS.validate_json(path.read_bytes())
+        for one in tokens:
+            if one.scope is not None:
+                check_scope(one.scope)
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
         # Without what it holds.
-        raise ConfigError(f"'{path}' is no file of tokens ({type(error).__name__}).", hint="mia token add") from None
+        why = error.strerror if isinstance(error, OSError) else "its content is something else"
+        raise ConfigError(
+            f"'{path}' cannot be read as a file of tokens: {why}.",
+            wanted="the file as `mia token add` writes it",
+            hint="put it right, or move it away and make new tokens: mia token add",
+        ) from None
+    return tokens
 
 
 def add_token(path: Path, name: str, *, scope: str | None, days: float | None) -> str:
-    """Make a token and keep its hash; returns the token, which is kept nowhere. Raises ConfigError."""
-    known = read_tokens(path)
-    if not name.strip() or any(one.name == name for one in known):
-        raise ConfigError(f"a token needs a name of its own, and got '{name}'.", hint="mia token list")
+    """Make a token and keep its hash; returns the token, which is kept nowhere. Raises ConfigError, RecordError."""
+    name = name.strip()
+    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise RecordError("a token needs a name.", wanted=f"up to {_LONGEST_NAME} letters, in one line")
+    if days is not None and not (math.isfinite(days) and days > 0):
+        raise RecordError(f"no number of days: {days}.", wanted="how long it is valid, above 0")
     if scope is not None:
         check_scope(scope)
-    token = PREFIX + secrets.token_urlsafe(32)
-    now = time.time()
-    expires = now + days * 86_400 if days is not None else None
-    _write(path, (*known, Token(name, _digest(token), scope, now, expires)))
+    with _changing(path):
+        known = read_tokens(path)
+        if any(one.name == name for one in known):
+            raise RecordError(f"there is a token called '{name}'.", wanted="another name", hint="mia token list")
+        token = PREFIX + secrets.token_urlsafe(32)
+        now = time.time()
+        expires = now + days * 86_400 if days is not None else None
+        _write(path, (*known, Token(name, _digest(token), scope, now, expires)))
     return token
 
 
 def remove_token(path: Path, name: str) -> None:
-    """Raises ConfigError where there is none of this name."""
-    known = read_tokens(path)
-    left = tuple(one for one in known if one.name != name)
-    if len(left) == len(known):
-        raise ConfigError(f"no token is called '{name}'.", hint="mia token list")
-    _write(path, left)
+    """Raises ConfigError, and RecordError where there is none of this name."""
+    with _changing(path):
+        known = read_tokens(path)
+        left = tuple(one for one in known if one.name != name)
+        if len(left) == len(known):
+            raise RecordError(f"no token is called '{name}'.", hint="mia token list")
+        _write(path, left)
 
 
 class Gate:
     """Lets in who may come in. What changes in the file of tokens counts from the next request on."""
 
     def __init__(self, config: Config) -> None:
+        """Raises ConfigError for tokens that cannot be read, or one in the environment that is too short."""
         self._path = tokens_path(config)
-        self._own = os.environ.get(config.serve.token_env, "") if config.serve.token_env else ""
-        self._read_at: tuple[int, int] | None = None
-        self._tokens: tuple[Token, ...] = ()
-        self._read()
+        variable = config.serve.token_env
+        own = os.environ.get(variable, "").strip() if variable else ""
+        if own and len(own) < SHORTEST:
+            raise ConfigError(
+                f"the token in {variable} has {len(own)} letters.",
+                wanted=f"at least {SHORTEST}, drawn at random",
+                hint=f"{variable}=$(openssl rand -hex 24)",
+            )
+        self._own = _digest(own) if own else ""
+        self._version = _version(self._path)
+        self._tokens = read_tokens(self._path)
+        self._closed = bool(self._own or self._tokens or not is_loopback(config.serve.host))
+
+    @property
+    def knows_tokens(self) -> bool:
+        """Whether anybody could come in with one."""
+        return bool(self._own or self._tokens)
 
     @property
     def closed(self) -> bool:
-        """Whether a token is needed."""
-        self._read()
-        return bool(self._own or self._tokens)
+        """Whether a token is needed. Raises GateStuck."""
+        if not self._closed and _version(self._path) != self._version:
+            self._read()
+        return self._closed
 
     def principal(self, token: str) -> Principal:
-        """Raises Unauthorized."""
+        """Raises Unauthorized, GateStuck."""
         if not self.closed:
             return LOCAL
         if not token:
@@ -143,13 +196,14 @@ class Gate:
                 "this server asks for a token.", wanted="the header 'Authorization: Bearer mia_…'", hint="mia token add"
             )
         digest = _digest(token)
+        if self._own and hmac.compare_digest(self._own, digest):
+            return Principal("environment", None)
+        self._read()
         found = None
         # All are looked at, so that the time tells nothing.
         for one in self._tokens:
             if hmac.compare_digest(one.sha256, digest):
                 found = one
-        if self._own and hmac.compare_digest(_digest(self._own), digest):
-            return Principal("environment", None)
         if found is None:
             raise Unauthorized("this token is not known.", hint="mia token list")
         if found.expires_at is not None and found.expires_at <= time.time():
@@ -157,19 +211,26 @@ class Gate:
         return Principal(found.name, found.scope)
 
     def _read(self) -> None:
+        """Raises GateStuck."""
+        version = _version(self._path)
+        if version == self._version:
+            return
+        # Whatever is in it: somebody wanted tokens.
+        self._closed = self._closed or version is not None
         try:
-            status = self._path.stat()
-            now = (status.st_mtime_ns, status.st_size)
-        except OSError:
-            now = None
-        if now != self._read_at:
-            self._tokens, self._read_at = read_tokens(self._path), now
+            self._tokens = read_tokens(self._path)
+        except ConfigError as error:
+            raise GateStuck(
+                "the tokens of this server cannot be read; nobody is let in.",
+                hint="whoever runs it: mia token list",
+            ) from error
+        self._version = version
 
 
 def check_address(config: Config) -> None:
     """Raises ConfigError for an address beyond this machine where no token was made."""
     host = config.serve.host
-    if is_loopback(host) or Gate(config).closed:
+    if is_loopback(host) or Gate(config).knows_tokens:
         return
     raise ConfigError(
         f"'{host}' can be reached from other machines, and no token was made.",
@@ -187,6 +248,30 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _version(path: Path) -> tuple[int, int, int, int] | None:
+    """Tells one state of a file from another; None: it is not there, or not for us to see."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """One process at a time. Raises ConfigError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot write the tokens to '{path}': {error.strerror}.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
@@ -194,7 +279,6 @@ def _digest(token: str) -> str:
 def _write(path: Path, tokens: tuple[Token, ...]) -> None:
     text = json.dumps([asdict(one) for one in tokens], indent=1) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(text)

@@ -21,24 +21,29 @@ class ClientGone(Exception):
     """Whoever asked has hung up."""
 
 
-def _service(request: Request) -> Service:
+# Async, though nothing waits: what is not is handed to a thread, which costs more than all of it.
+
+
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _principal(request: Request) -> Principal:
+async def _principal(request: Request) -> Principal:
     principal: Principal = request.state.principal
     return principal
 
 
-def _scope(
+async def _scope(
     request: Request,
     x_mia_scope: Annotated[
         str | None, Header(description="The scope: tenant/project/user. Left out: that of the token.", max_length=300)
     ] = None,
 ) -> str:
     """Raises Forbidden, ConfigError."""
-    return _principal(request).choose(x_mia_scope, _service(request).config.memory.scope)
+    principal: Principal = request.state.principal
+    service: Service = request.app.state.service
+    return principal.choose(x_mia_scope, service.config.memory.scope)
 
 
 TheService = Annotated[Service, Depends(_service)]

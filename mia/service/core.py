@@ -4,6 +4,8 @@
     remember:  kept on the disk → replied → stored in the background; or stored before the reply
     job:       kept on the disk → answered question by question, whatever is restarted meanwhile
 
+What fails in the background is tried again, later and later, and can be seen until then (`durable.pending`).
+
 Every door (API, compatibility, chat, MCP, dashboard) calls this and nothing below it. All methods belong to one event
 loop.
 """
@@ -12,25 +14,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
+import traceback
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from mia.config import Config
 from mia.embeddings import memory_embedder
 from mia.episode import absorb, answer
-from mia.errors import ConfigError, LearnError, MiaError, ModelUnavailable, RecordError
+from mia.erasure import Erasure, Unreached, erase_everywhere
+from mia.errors import ConfigError, LearnError, MiaError, ModelUnavailable, RecordError, StoreError
 from mia.events import OnEvent, ignore
 from mia.memory.manager import Judgement, MemoryManager
 from mia.models import Models, build_models
 from mia.models.ledger import Ledger
+from mia.redaction import Redactor
 from mia.service.durable import Durable, Job, Pending
 from mia.service.live import Ask, Live
 from mia.store import open_store
 from mia.team import StoreArchive, Team, budget, build_team, refuse_babble
-from mia.types import Episode, Memory, Outcome, Role, Task, Verdict
+from mia.types import Episode, Memory, MemoryKind, Outcome, Role, Task, Verdict
 
 if TYPE_CHECKING:
     from mia.learn.adapters import AdapterStore
@@ -39,11 +47,17 @@ if TYPE_CHECKING:
     from mia.store.base import MemoryStore
     from mia.tools.base import Tool
 
+log = logging.getLogger("mia.service")
+
 DURABLE = "service.db"
 """In `home`."""
 LEARNING = "learning"
 """In `home`: the stream that the service learns from."""
+CANARY = "canary.jsonl"
+"""In that folder: the questions that new versions are examined with, so that they are known after a restart."""
 _ABSORBED_AT_ONCE = 16
+_BREATH = 1.0
+"""Seconds after which the background looks again, whatever it was told."""
 _FIRST_DELAY, _LONGEST_DELAY = 2.0, 300.0
 
 
@@ -81,7 +95,10 @@ class Service:
         self.adapters: AdapterStore | None = None
         """The versions of the Planner that answer, where it learns."""
         self._owns_models = models is None
-        self.durable = Durable(config.home / DURABLE)
+        self._redactor = Redactor(config.memory.redact)
+        self._releasing: set[asyncio.Future[None]] = set()
+        """Memories of scopes that were put aside, while they keep their caches."""
+        self.durable = Durable(config.home / DURABLE, self._redactor)
         try:
             self.store: MemoryStore = open_store(config.store_path, redact=config.memory.redact)
             try:
@@ -108,35 +125,61 @@ class Service:
         """Set, and renewed, whenever something was absorbed or put off."""
         self._answering: dict[str, asyncio.Task[Any]] = {}
         """Job → the task that answers it."""
+        self._asking: set[asyncio.Task[Any]] = set()
+        """Who waits for an answer."""
+        self._settlings: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._canary: dict[str, Task] = {}
+        """Question id → what the versions of a service that learns are examined with."""
+        self._holding_out = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
 
     async def start(self) -> None:
-        """Take up what a death left, and begin to work in the background. Raises LearnError, ConfigError."""
-        if self.config.learn.enabled:
-            await self._start_learning()
+        """Take up what a death left, and begin to work in the background. Raises LearnError, ConfigError; then it is
+        closed."""
+        try:
+            if self.config.learn.enabled:
+                await self._start_learning()
+        except BaseException:
+            await self.close()
+            raise
         self._tasks = [
             asyncio.create_task(self._absorb_forever(), name="absorb"),
             asyncio.create_task(self._work_off_jobs(), name="jobs"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
 
     async def close(self) -> None:
-        """Finish what is being stored, leave the rest for the next start, and let go of everything."""
+        """Cancel what is being asked, finish what is being written, leave the rest for the next start, and let go of
+        everything; calling it twice is harmless."""
+        if self._closing:
+            return
         self._closing = True
-        for task in (*self._answering.values(), *self._tasks):
+        under_way = [*self._asking, *self._answering.values(), *self._tasks]
+        for task in under_way:
             task.cancel()
-        for task in (*self._answering.values(), *self._tasks):
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        if self.learner is not None:
-            await self.learner.close()
-        await self._base.close()
-        if self._owns_models:
-            await self.models.close()
-        for manager in self._managers.values():
-            await asyncio.to_thread(manager.release)
-        await asyncio.to_thread(self.store.close)
-        await asyncio.to_thread(self.durable.close)
+        # The last that is pushed is closed first; each of them, whatever another one raises.
+        async with contextlib.AsyncExitStack() as parts:
+            parts.push_async_callback(asyncio.to_thread, self.durable.close)
+            parts.push_async_callback(asyncio.to_thread, self.store.close)
+            for manager in self._managers.values():
+                parts.push_async_callback(asyncio.to_thread, manager.release)
+            if self._owns_models:
+                parts.push_async_callback(self.models.close)
+            parts.push_async_callback(self._base.close)
+            if self.learner is not None:
+                parts.push_async_callback(self.learner.close)
+            await asyncio.gather(*under_way, *self._releasing, return_exceptions=True)
+
+    @property
+    def is_working(self) -> bool:
+        """Whether what is accepted is worked off in the background."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("'%s' works no more, until a restart: %s", task.get_name(), self._told(error))
 
     # ── who answers ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -150,8 +193,17 @@ class Service:
         self._managers[scope] = manager
         while len(self._managers) > self.config.serve.max_scopes:
             _, oldest = self._managers.popitem(last=False)
-            oldest.release()
+            # Whoever still recalls with it may go on; its caches are written meanwhile.
+            releasing = asyncio.get_running_loop().run_in_executor(None, oldest.release)
+            self._releasing.add(releasing)
+            releasing.add_done_callback(self._released)
         return manager
+
+    def _released(self, releasing: asyncio.Future[None]) -> None:
+        self._releasing.discard(releasing)
+        if not releasing.cancelled() and (error := releasing.exception()) is not None:
+            # Only the cache is missing then.
+            log.warning("the caches of a scope could not be kept: %s", self._told(error))
 
     def team(self, scope: str) -> Team:
         """Who answers for a scope."""
@@ -182,29 +234,36 @@ class Service:
         Cancelling cancels the work. Raises StoreError, and LearnError where the service learns.
         """
         ask = ask or self.live.begin(scope, task.question, door, id=id)
-        under_way = ask
+        if on_event is not ignore:
+            ask.on_event = on_event
+        asking = asyncio.current_task()
+        assert asking is not None
+        self._asking.add(asking)
+        with self._noted(ask):
+            try:
+                if self._closing:
+                    raise StoreError("this server is ending.", hint="ask again when it is back")
+                if self._learns(scope):
+                    ask.episode = await self._ask_learning(task)
+                else:
+                    ask.episode = await self._answer(task, scope, ask.id, run, stream, ask.tell)
+                    await self.accept(ask.episode, scope)
+            finally:
+                self._asking.discard(asking)
+        return ask.episode
 
-        def tell(event: Any) -> None:
-            under_way.tell(event)
-            on_event(event)
-
+    @contextlib.contextmanager
+    def _noted(self, ask: Ask) -> Iterator[None]:
+        """Whatever becomes of it, those who listen are told the end."""
         try:
-            if self._learns(scope):
-                episode = await self._ask_learning(task)
-            else:
-                episode = await self._answer(task, scope, ask.id, run, stream, tell)
-                await self.accept(episode, scope)
+            yield
         except asyncio.CancelledError:
             ask.finish(None, "cancelled")
             raise
-        except MiaError as error:
-            ask.finish(None, error.got)
-            raise
         except BaseException as error:
-            ask.finish(None, type(error).__name__)
+            ask.finish(None, error.got if isinstance(error, MiaError) else type(error).__name__)
             raise
-        ask.finish(episode)
-        return episode
+        ask.finish(ask.episode)
 
     async def _answer(self, task: Task, scope: str, id: str, run: str, stream: bool, on_event: OnEvent) -> Episode:
         ledger = Ledger(task.question.id, budget=budget(self.config.budget.question), on_event=on_event, stream=stream)
@@ -238,19 +297,67 @@ class Service:
 
     async def feedback(self, id: str, verdict: Verdict) -> Settled:
         """A late verdict: it credits the memories that were shown, and what was learnt from the episode is learnt
-        again under it. Raises RecordError where there is no such episode, StoreError, ConfigError (frozen)."""
-        await self.absorbed(id)
-        found = await self.episode(id)
-        if found is None:
-            raise RecordError(f"no episode '{id}'.", hint="GET /v1/episodes lists them")
-        episode, scope = found
-        manager = self.memory(scope)
-        shown = frozenset(one.memory_id for one in episode.recall.shown) if episode.recall is not None else frozenset()
-        credited = await manager.credit(episode.id, shown, verdict)
-        judged = episode.evolve(verdict=verdict)
-        ledger = Ledger(episode.question.id, budget=budget(self.config.budget.question))
-        memories = await manager.remember([judged], ledger)
+        again under it; where it still waits, it is learnt under this one alone. Raises RecordError where there is no
+        such episode, StoreError, ConfigError (frozen)."""
+        self._refuse_frozen()
+        async with self._settling(id):
+            found = await self.episode(id)
+            if found is None:
+                raise RecordError(f"no episode '{id[:100]}'.", hint="GET /v1/episodes lists them")
+            episode, scope = found
+            judged = episode.evolve(verdict=verdict)
+            # From here on nothing absorbs it under the earlier verdict, whatever happens below.
+            waited = await asyncio.to_thread(self.durable.amend, judged)
+            credited, memories = 0, tuple[Memory, ...]()
+            if self.config.memory.enabled:
+                manager = self.memory(scope)
+                credited = await manager.credit(await self._group(judged), _shown(judged), verdict)
+                ledger = Ledger(episode.question.id, budget=budget(self.config.budget.question))
+                memories = await manager.remember([judged], ledger)
+            # Also where the verdict is the same, and nothing was to be learnt anew.
+            await asyncio.to_thread(self.store.save_episode, judged, scope=scope)
+            if waited:
+                await asyncio.to_thread(self.durable.absorbed, [id])
+        self._tell_progress()
         return Settled(judged, credited, memories)
+
+    async def _group(self, episode: Episode) -> str:
+        """Under which name the memories shown to it were credited: a learner credits once for all tries."""
+        if self.learner is None or episode.run != self.learner.run_id:
+            return episode.id
+        from mia.learn.spool import group_id
+
+        scores = (one for one in self.learner.scores if one.episode_id == episode.id)
+        return next((f"{episode.run}/{group_id(one.question_id, one.epoch)}" for one in scores), episode.id)
+
+    async def erase(self, id: str) -> Erasure:
+        """Remove an episode for good, with what was learnt from it: from the memory, the logs of runs, what waits, the
+        jobs, and what is shown as under way. Raises StoreError, ConfigError (frozen)."""
+        self._refuse_frozen()
+        async with self._settling(id):
+            found = await self.episode(id)
+            if found is not None:
+                await self._let_go(found[0].question.id)
+            await asyncio.to_thread(self.durable.erase, id)
+            self.live.forget(id)
+            erasure = await asyncio.to_thread(
+                erase_everywhere, self.store, self.config.home, episode_ids=[id], redactor=self._redactor
+            )
+            left = await asyncio.to_thread(_waits_to_be_learnt, self.config.home / LEARNING, id)
+        return replace(erasure, unreached=(*erasure.unreached, *left))
+
+    async def erase_memory(self, id: str) -> Erasure:
+        """Remove a memory for good, in whatever state. Raises StoreError, ConfigError (frozen)."""
+        self._refuse_frozen()
+        return await asyncio.to_thread(
+            erase_everywhere, self.store, self.config.home, memory_ids=[id], redactor=self._redactor
+        )
+
+    def _refuse_frozen(self) -> None:
+        if self.config.memory.frozen:
+            raise ConfigError(
+                "the memory is frozen: it recalls, and is not changed.", hint="set memory.frozen = false, and restart"
+            )
 
     # ── what a user knows ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -285,12 +392,31 @@ class Service:
             task.cancel()
         return await asyncio.to_thread(self.durable.job, id)
 
+    async def retry(self, id: str) -> Job:
+        """Ask again what of a job could not be answered, or was cancelled. Raises RecordError, StoreError."""
+        await asyncio.to_thread(self.durable.job, id)
+        await asyncio.to_thread(self.durable.retry_job, id)
+        self._job_wake.set()
+        return await asyncio.to_thread(self.durable.job, id)
+
+    async def forget_job(self, id: str) -> None:
+        """Cancel a job, and remove it; the episodes that came of it stay. Raises RecordError, StoreError."""
+        await self.cancel(id)
+        await asyncio.to_thread(self.durable.delete_job, id)
+
+    async def hasten(self, scope: str | None) -> int:
+        """Try again at once what was put off, of a scope and all below it (None: of all); how much that is. Raises
+        StoreError."""
+        count = await asyncio.to_thread(self.durable.hasten, scope)
+        self._wake.set()
+        return count
+
     # ── learning ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _start_learning(self) -> None:
         from mia.learn.online import OnlineLearner, check
         from mia.learn.opening import build_training, learning_models
-        from mia.redaction import Redactor
+        from mia.learn.spool import read_lines
 
         config = self.config
         if not config.memory.enabled or config.memory.frozen:
@@ -301,6 +427,8 @@ class Service:
             config, models=learning_models(self.models, config), memory=self.memory(config.memory.scope),
             tools=list(self._base.executor.tools.values()),
         )  # fmt: skip
+        # The learner brings into the memory what it learns from; what it holds out is kept all the same.
+        team = replace(team, archive=StoreArchive(self.store, config.memory.scope))
         training = build_training(self.models.planner, config, folder)
         check(team, config.learn, training)
         self.learner = OnlineLearner(
@@ -312,11 +440,13 @@ class Service:
             at_once=config.run.concurrency * config.learn.samples,
             greedy=config.models.of(Role.EXECUTOR).temperature == 0,
             question_budget=budget(config.budget.question),
-            redactor=Redactor(config.memory.redact),
+            redactor=self._redactor,
             on_event=self._tell_learner,
         )
         self.adapters = training.store if training is not None else None
-        await self.learner.start()
+        kept = [Task.model_validate(page) for page in await asyncio.to_thread(read_lines, folder / CANARY)]
+        self._canary = {task.question.id: task for task in kept[: config.learn.canary]}
+        await self.learner.start(list(self._canary.values()))
 
     def _learns(self, scope: str) -> bool:
         """Whether what this scope asks is learnt from: one stream, of one memory."""
@@ -324,66 +454,147 @@ class Service:
 
     def _tell_learner(self, event: Any) -> None:
         for ask in self.live.asks():
-            if ask.finished_at is None and ask.question_id == event.question_id:
+            # Of its own stream alone: somebody else's question may have the same id.
+            if ask.finished_at is None and ask.question_id == event.question_id and self._learns(ask.scope):
                 ask.tell(event)
 
     async def _ask_learning(self, task: Task) -> Episode:
         assert self.learner is not None
+        # A stream ends where its model is down; a server goes on, and asks again.
+        self.learner.stopped = ""
+        await self._hold_out(task)
         group = await self.learner.submit(task)
         if group is None:
             why = self.learner.unanswered.get(task.question.id, "its model could not be asked")
             raise ModelUnavailable(f"the question could not be asked: {why}", hint="mia doctor")
         return group.episode
 
+    async def _hold_out(self, task: Task) -> None:
+        """Keep the first questions, which the learner holds out, with their references: without them no version could
+        be examined after a restart."""
+        from mia.learn.spool import append_line
+
+        # In this order the learner meets them.
+        async with self._holding_out:
+            id = task.question.id
+            if id not in self._canary and len(self._canary) < self.config.learn.canary:
+                self._canary[id] = task
+                path = self.config.home / LEARNING / CANARY
+                await asyncio.to_thread(append_line, path, task.model_dump(mode="json"))
+
+    async def _let_go(self, question_id: str) -> None:
+        """Keep a question no more that was held out. Raises StoreError."""
+        from mia.learn.folder import write_rows
+
+        async with self._holding_out:
+            if self._canary.pop(question_id, None) is not None:
+                left = [task.model_dump(mode="json") for task in self._canary.values()]
+                try:
+                    await asyncio.to_thread(write_rows, self.config.home / LEARNING / CANARY, left)
+                except OSError as error:
+                    raise StoreError(f"'{CANARY}' cannot be written: {error.strerror}; nothing was erased.") from error
+
     # ── in the background ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def _absorb_forever(self) -> None:
         while True:
             self._wake.clear()
-            due = await asyncio.to_thread(self.durable.pending, due_at=time.time(), limit=_ABSORBED_AT_ONCE)
-            if due:
-                await asyncio.gather(*(self._absorb(one) for one in due))
-                self._progress.set()
-                self._progress = asyncio.Event()
+            try:
+                due = await asyncio.to_thread(self.durable.pending, due_at=time.time(), limit=_ABSORBED_AT_ONCE)
+                await asyncio.gather(*(self._absorb(one.id) for one in due))
+            except StoreError as error:
+                log.error("what waits could not be worked off: %s", error.got)
+                await asyncio.sleep(_BREATH)
                 continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self._wake.wait()
+            if not due:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_BREATH):
+                        await self._wake.wait()
 
-    async def _absorb(self, one: Pending) -> None:
+    async def _absorb(self, id: str) -> None:
+        """Bring one thing that waits into the memory, or put it off. Raises StoreError where what waits cannot be
+        changed."""
+        async with self._settling(id):
+            # As it is now: a verdict may have come, or it may have been erased.
+            one = await asyncio.to_thread(self.durable.pending_one, id)
+            if one is None:
+                return
+            trouble = await self._bring_in(one)
+            if trouble:
+                seconds = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(one.attempts, 32))
+                await asyncio.to_thread(self.durable.put_off, id, trouble, seconds)
+            else:
+                await asyncio.to_thread(self.durable.absorbed, [id])
+        self._tell_progress()
+
+    async def _bring_in(self, one: Pending) -> str:
+        """What went wrong; empty: it is in the memory."""
         try:
             if one.kind == "absorb":
                 episode = one.episode
                 ledger = Ledger(episode.question.id, budget=budget(self.config.budget.question))
                 await absorb(episode, self.team(one.scope), ledger)
             else:
-                await asyncio.to_thread(self.memory(one.scope).add, **one.content)
-        except RecordError:
-            # It was looked at when it was accepted; what is wrong with it now will not get better.
-            pass
+                await asyncio.to_thread(self._add_once, self.memory(one.scope), one)
         except MiaError as error:
-            seconds = min(_LONGEST_DELAY, _FIRST_DELAY * 2**one.attempts)
-            await asyncio.to_thread(self.durable.put_off, one.id, error.got, seconds)
-            return
-        await asyncio.to_thread(self.durable.absorbed, [one.id])
+            return error.got
+        except Exception as error:  # noqa: BLE001 - what one of them meets must not keep the others waiting
+            log.error("what waits as %s: %s", one.id, self._told(error))
+            return f"a fault of the server ({type(error).__name__})"
+        return ""
+
+    def _add_once(self, manager: MemoryManager, one: Pending) -> None:
+        """Unless it is there: a death after the memory's commit leaves it waiting."""
+        question, workflow, caption, plan = manager.check(**one.content)
+        for held, _ in self.store.alike(one.scope, MemoryKind.WORKFLOW, question):
+            same = (held.question, held.workflow, held.caption, held.plan) == (question, workflow, caption, plan)
+            if same and held.judgement == one.content["judgement"]:
+                return
+        manager.add(**one.content)
+
+    def _tell_progress(self) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def _settling(self, id: str) -> AsyncIterator[None]:
+        """Nobody else absorbs, judges or erases this meanwhile."""
+        async with self._settlings.setdefault(id, asyncio.Lock()):
+            yield
+
+    def _told(self, error: BaseException) -> str:
+        """A fault for the log, without what must not be in it."""
+        return self._redactor("".join(traceback.format_exception(error)))
 
     async def _work_off_jobs(self) -> None:
         """Jobs one after the other, each with as many questions at a time as a run has."""
         while True:
             self._job_wake.clear()
-            waiting = await asyncio.to_thread(self.durable.jobs, unfinished=True, limit=1_000)
-            for job in reversed(waiting):
-                task = asyncio.create_task(self._answer_job(job), name=job.id)
-                self._answering[job.id] = task
-                try:
-                    await asyncio.wait([task])
-                finally:
-                    self._answering.pop(job.id, None)
-                    task.cancel()
-                if not task.cancelled():
-                    task.result()
+            try:
+                waiting = await asyncio.to_thread(self.durable.jobs, unfinished=True, limit=1_000)
+                for job in reversed(waiting):
+                    await self._work_off(job)
+            except StoreError as error:
+                log.error("the jobs could not be gone on with: %s", error.got)
+                await asyncio.sleep(_BREATH)
+                continue
             if not waiting:
                 await self._job_wake.wait()
+
+    async def _work_off(self, job: Job) -> None:
+        """One job, until it is done or cancelled. Raises StoreError."""
+        task = asyncio.create_task(self._answer_job(job), name=job.id)
+        self._answering[job.id] = task
+        try:
+            await asyncio.wait([task])
+        finally:
+            self._answering.pop(job.id, None)
+            task.cancel()
+        if not task.cancelled():
+            try:
+                task.result()
+            except* StoreError as group:
+                raise StoreError(str(group.exceptions[0])) from group
 
     async def _answer_job(self, job: Job) -> None:
         await asyncio.to_thread(self.durable.begin_job, job.id)
@@ -391,13 +602,7 @@ class Service:
 
         async def one(number: int, task: Task) -> None:
             async with places:
-                try:
-                    ask = self.live.begin(job.scope, task.question, "job")
-                    episode = await self._answer_item(task, job, ask)
-                except MiaError as error:
-                    await asyncio.to_thread(self.durable.finish_item, job.id, number, None, error.got)
-                    return
-                why = episode.stop.sentence if episode.answer is None and episode.stop is not None else ""
+                episode, why = await self._answer_item(task, job)
                 # Where the service learns, the learner has absorbed it.
                 scope = "" if self._learns(job.scope) else job.scope
                 await asyncio.to_thread(self.durable.finish_item, job.id, number, episode, why, accept_for=scope)
@@ -408,17 +613,41 @@ class Service:
                 group.create_task(one(number, task))
         await asyncio.to_thread(self.durable.finish_job, job.id)
 
-    async def _answer_item(self, task: Task, job: Job, ask: Ask) -> Episode:
+    async def _answer_item(self, task: Task, job: Job) -> tuple[Episode | None, str]:
+        """What came of one question of a job, and why there is no answer."""
+        ask = self.live.begin(job.scope, task.question, "job")
         try:
-            if self._learns(job.scope):
-                episode = await self._ask_learning(task)
-            else:
-                episode = await self._answer(task, job.scope, ask.id, job.id, False, ask.tell)
-        except BaseException as error:
-            ask.finish(None, error.got if isinstance(error, MiaError) else type(error).__name__)
-            raise
-        ask.finish(episode)
-        return episode
+            with self._noted(ask):
+                if self._learns(job.scope):
+                    ask.episode = await self._ask_learning(task)
+                else:
+                    ask.episode = await self._answer(task, job.scope, ask.id, job.id, False, ask.tell)
+        except MiaError as error:
+            return None, error.got
+        except Exception as error:  # noqa: BLE001 - what one question meets must not keep the others from being asked
+            log.error("question %s of %s: %s", task.question.id, job.id, self._told(error))
+            return None, f"a fault of the server ({type(error).__name__})"
+        episode = ask.episode
+        if episode.withheld:
+            return episode, "the answer is withheld: its support is weak"
+        return episode, episode.stop.sentence if episode.answer is None and episode.stop is not None else ""
+
+
+def _waits_to_be_learnt(folder: Path, episode_id: str) -> tuple[Unreached, ...]:
+    """Where an episode still waits for the weights."""
+    from mia.learn.spool import read_group
+
+    holding = []
+    for path in sorted((folder / "spool").glob("*/*.json.gz")):
+        # One that cannot be read was learnt, and removed, at this moment.
+        with contextlib.suppress(LearnError):
+            if any(one.id == episode_id for one in read_group(path).episodes):
+                holding.append(path)
+    return tuple(Unreached(path, "the weights have still to learn from it; then it is removed") for path in holding)
+
+
+def _shown(episode: Episode) -> frozenset[str]:
+    return frozenset(one.memory_id for one in episode.recall.shown) if episode.recall is not None else frozenset()
 
 
 def given_verdict(correct: bool, reason: str = "") -> Verdict:

@@ -7,7 +7,6 @@ time; the memory itself may be shared by many.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -22,8 +21,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mia.errors import RecordError, StoreError
+from mia.redaction import Redactor
+from mia.store.base import storable
 from mia.store.commits import Commits
-from mia.types import Episode, Task, load_episode, new_id
+from mia.store.conditions import below
+from mia.store.rows import to_json
+from mia.types import Episode, Question, Task, Usage, load_episode, new_id
 
 T = TypeVar("T")
 
@@ -57,9 +60,14 @@ CREATE TABLE items (
     outcome TEXT NOT NULL DEFAULT '',
     answer TEXT,
     error TEXT NOT NULL DEFAULT '',
+    prompt_tokens INTEGER NOT NULL DEFAULT 0,
+    completion_tokens INTEGER NOT NULL DEFAULT 0,
+    cost REAL,
     PRIMARY KEY (job, number)
 ) WITHOUT ROWID;
 """
+ERASED = "[erased]"
+"""What stands where a question of a job stood whose episode was erased."""
 
 
 class JobState(StrEnum):
@@ -109,6 +117,10 @@ class Item:
     outcome: str
     answer: str | None
     error: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+    """In US dollars; None: not known, or not asked yet."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,10 @@ class Job:
     """Items by state."""
     correct: int
     judged: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+    """Of all its answers; None while there are none, or where a price is not known."""
 
     @property
     def total(self) -> int:
@@ -133,9 +149,11 @@ class Job:
 class Durable:
     """Opens the file, and holds it alone until `close`."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises StoreError where it cannot be used, or another server holds it."""
+    def __init__(self, path: Path, redactor: Redactor | None = None) -> None:
+        """`redactor`: blacks out what must not be kept; only a question that is still to be asked stays as it is. None:
+        keys, tokens and passwords. Raises StoreError where it cannot be used, or another server holds it."""
         self._path = path
+        self._redactor = redactor or Redactor()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -154,6 +172,7 @@ class Durable:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         self._reading = threading.Lock()
+        self._closed = False
         try:
             with self._explained():
                 self._writer = _connect(path)
@@ -169,7 +188,8 @@ class Durable:
 
     def accept(self, episode: Episode, scope: str) -> None:
         """Keep an answered episode until it is absorbed; idempotent by its id."""
-        self._write(lambda connection: _put(connection, "absorb", episode.id, scope, episode.model_dump_json()))
+        content = to_json(self._redactor.model(episode))
+        self._write(lambda connection: _put(connection, "absorb", episode.id, scope, content))
 
     def accept_memory(self, content: Mapping[str, Any], scope: str) -> str:
         """Keep what a user knows until it is stored; returns a receipt."""
@@ -180,36 +200,51 @@ class Durable:
     def pending(
         self, *, due_at: float | None = None, limit: int = 100, scope: str | None = None
     ) -> tuple[Pending, ...]:
-        """The oldest first; `due_at`: only what may be tried at that time; `scope`: of exactly this one."""
-        where: list[str] = ["TRUE"]
-        values: list[Any] = []
+        """The oldest first; `due_at`: only what may be tried at that time; `scope`: of this one and all below it (None:
+        of all)."""
+        where, values = below(scope)
         if due_at is not None:
-            where, values = [*where, "retry_at <= ?"], [*values, due_at]
-        if scope is not None:
-            where, values = [*where, "scope = ?"], [*values, scope]
-        found = self._select(
-            f"SELECT * FROM pending WHERE {' AND '.join(where)} ORDER BY sequence LIMIT ?", *values, limit
-        )
+            where, values = f"{where} AND retry_at <= ?", (*values, due_at)
         return tuple(
-            Pending(
-                row["kind"],
-                row["id"],
-                row["scope"],
-                json.loads(row["json"]),
-                row["attempts"],
-                row["error"],
-                row["retry_at"],
+            map(
+                _pending, self._select(f"SELECT * FROM pending WHERE {where} ORDER BY sequence LIMIT ?", *values, limit)
             )
-            for row in found
         )
 
-    def pending_count(self) -> int:
-        return int(self._select("SELECT count(*) FROM pending")[0][0])
+    def pending_count(self, scope: str | None = None) -> int:
+        """Of a scope and all below it (None: of all)."""
+        where, values = below(scope)
+        return int(self._select(f"SELECT count(*) FROM pending WHERE {where}", *values)[0][0])
+
+    def pending_one(self, id: str) -> Pending | None:
+        """What waits under this id."""
+        found = self._select("SELECT * FROM pending WHERE id = ?", id)
+        return _pending(found[0]) if found else None
 
     def pending_episode(self, id: str) -> tuple[Episode, str] | None:
         """An episode that waits, and its scope."""
         found = self._select("SELECT json, scope FROM pending WHERE kind = 'absorb' AND id = ?", id)
         return (load_episode(found[0]["json"]), found[0]["scope"]) if found else None
+
+    def amend(self, episode: Episode) -> bool:
+        """Have an episode that waits be absorbed as it is given here; whether it waits."""
+        content = to_json(self._redactor.model(episode))
+        return self._write(
+            lambda connection: bool(
+                connection.execute(
+                    "UPDATE pending SET json = ? WHERE kind = 'absorb' AND id = ?", (content, episode.id)
+                ).rowcount
+            )
+        )
+
+    def hasten(self, scope: str | None) -> int:
+        """Try what was put off, of a scope and all below it (None: of all), at once; how much that is."""
+        where, values = below(scope)
+        return self._write(
+            lambda connection: (
+                connection.execute(f"UPDATE pending SET retry_at = 0 WHERE {where} AND retry_at > 0", values).rowcount
+            )
+        )
 
     def absorbed(self, ids: Sequence[str]) -> None:
         """The memory holds them now."""
@@ -252,20 +287,17 @@ class Durable:
             raise RecordError(f"no job '{id}'.", hint="GET /v1/jobs lists them")
         return self._jobs(found)[0]
 
-    def jobs(self, *, scope: str | None = None, limit: int = 50, unfinished: bool = False) -> tuple[Job, ...]:
-        """The newest first, of a scope and all below it (None: of all)."""
-        where: list[str] = ["TRUE"]
-        values: list[Any] = []
-        if scope is not None:
-            where, values = (
-                [*where, "(scope = ? OR scope LIKE ? ESCAPE '\\')"],
-                [*values, scope, f"{_escaped(scope)}/%"],
-            )
+    def jobs(
+        self, *, scope: str | None = None, limit: int = 50, unfinished: bool = False, before: str = ""
+    ) -> tuple[Job, ...]:
+        """The newest first, of a scope and all below it (None: of all); `before`: those older than the job of this
+        id."""
+        where, values = below(scope)
         if unfinished:
-            where = [*where, "state IN ('queued', 'running')"]
-        return self._jobs(
-            self._select(f"{_JOBS} WHERE {' AND '.join(where)} ORDER BY sequence DESC LIMIT ?", *values, limit)
-        )
+            where = f"{where} AND state IN ('queued', 'running')"
+        if before:
+            where, values = f"{where} AND sequence < (SELECT sequence FROM jobs WHERE id = ?)", (*values, before)
+        return self._jobs(self._select(f"{_JOBS} WHERE {where} ORDER BY sequence DESC LIMIT ?", *values, limit))
 
     def items(self, job: str, *, limit: int = 1000, offset: int = 0) -> tuple[Item, ...]:
         """The questions of a job in their order, with what came of them."""
@@ -283,6 +315,9 @@ class Durable:
                     row["outcome"],
                     row["answer"],
                     row["error"],
+                    row["prompt_tokens"],
+                    row["completion_tokens"],
+                    row["cost"],
                 )
             )
         return tuple(items)
@@ -303,10 +338,13 @@ class Durable:
         self, job: str, number: int, episode: Episode | None, error: str = "", *, accept_for: str = ""
     ) -> None:
         """What came of a question; in the same commit its episode is accepted for a scope, if one is named. References
-        are let go of."""
-        state = ItemState.ANSWERED if episode is not None and episode.answer is not None else ItemState.FAILED
-        answer = episode.answer.text if episode is not None and episode.answer is not None else None
+        are let go of once it is answered: what failed may be asked again."""
+        episode = self._redactor.model(episode) if episode is not None else None
+        answered = episode is not None and (episode.answer is not None or episode.withheld)
+        state = ItemState.ANSWERED if answered else ItemState.FAILED
+        answer = storable(episode.answer.text) if episode is not None and episode.answer is not None else None
         outcome = episode.verdict.outcome.value if episode is not None and episode.verdict is not None else ""
+        usage = episode.total_usage if episode is not None else Usage()
 
         def finish(connection: sqlite3.Connection) -> None:
             row = connection.execute(
@@ -314,14 +352,30 @@ class Durable:
             ).fetchone()
             if row is None or row["state"] != ItemState.QUEUED:
                 return
-            task = Task.model_validate_json(row["task"]).evolve(references=())
+            task = row["task"]
+            if answered:
+                asked = Task.model_validate_json(task).question
+                task = Task(question=self._redactor.model(_without_images(asked))).model_dump_json()
             connection.execute(
-                "UPDATE items SET state = ?, task = ?, episode_id = ?, outcome = ?, answer = ?, error = ? "
+                "UPDATE items SET state = ?, task = ?, episode_id = ?, outcome = ?, answer = ?, error = ?, "
+                "prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?, cost = ? "
                 "WHERE job = ? AND number = ?",
-                (state, task.model_dump_json(), episode.id if episode else "", outcome, answer, error, job, number),
+                (
+                    state,
+                    task,
+                    episode.id if episode else "",
+                    outcome,
+                    answer,
+                    error,
+                    usage.prompt_tokens,
+                    usage.completion_tokens,
+                    usage.cost,
+                    job,
+                    number,
+                ),
             )
             if episode is not None and accept_for:
-                _put(connection, "absorb", episode.id, accept_for, episode.model_dump_json())
+                _put(connection, "absorb", episode.id, accept_for, to_json(episode))
 
         self._write(finish)
 
@@ -348,12 +402,57 @@ class Durable:
 
         self._write(cancel)
 
+    def retry_job(self, id: str) -> int:
+        """Ask again what could not be answered; how many questions that are. Also of a job that was cancelled."""
+
+        def queue(connection: sqlite3.Connection) -> int:
+            again = connection.execute(
+                "UPDATE items SET state = 'queued', error = '' WHERE job = ? AND state IN ('failed', 'cancelled') "
+                "AND json_extract(task, '$.question.id') <> ?",
+                (id, ERASED),
+            ).rowcount
+            if again:
+                connection.execute("UPDATE jobs SET state = 'queued', finished_at = NULL WHERE id = ?", (id,))
+            return again
+
+        return self._write(queue)
+
+    def delete_job(self, id: str) -> None:
+        """Nothing is left of it here; the episodes that came of it stay."""
+
+        def delete(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM items WHERE job = ?", (id,))
+            connection.execute("DELETE FROM jobs WHERE id = ?", (id,))
+
+        self._write(delete)
+        self._wipe()
+
+    def erase(self, episode_id: str) -> bool:
+        """Remove an episode for good, from what waits and from the jobs that asked for it, and its traces from the
+        disk; whether there was anything."""
+        nothing = Task(question=Question(id=ERASED, text=ERASED)).model_dump_json()
+
+        def blot_out(connection: sqlite3.Connection) -> bool:
+            waited = connection.execute("DELETE FROM pending WHERE id = ?", (episode_id,)).rowcount
+            asked = connection.execute(
+                "UPDATE items SET task = ?, answer = NULL, error = '', episode_id = '' WHERE episode_id = ?",
+                (nothing, episode_id),
+            ).rowcount
+            return bool(waited or asked)
+
+        found = self._write(blot_out)
+        self._wipe()
+        return found
+
     def close(self) -> None:
         """Let go of the file; calling it twice is harmless."""
         with self._commits.writing, self._reading:
+            if self._closed:
+                return
+            self._closed = True
             self._reader.close()
             self._writer.close()
-        with contextlib.suppress(OSError):
+            # Not before: another server may take it at this moment.
             os.close(self._lock)
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -363,10 +462,14 @@ class Durable:
         for row in found:
             counted = self._select(
                 "SELECT state, count(*) AS count, sum(outcome = 'correct') AS correct, "
-                "sum(outcome IN ('correct', 'incorrect', 'not_attempted')) AS judged FROM items WHERE job = ? "
+                "sum(outcome IN ('correct', 'incorrect', 'not_attempted')) AS judged, "
+                "sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens, "
+                "sum(cost) AS cost, sum(episode_id <> '' AND cost IS NULL) AS unpriced FROM items WHERE job = ? "
                 "GROUP BY state",
                 row["id"],
             )
+            costs = [one["cost"] for one in counted if one["cost"] is not None]
+            priced = costs and not any(one["unpriced"] for one in counted)
             jobs.append(
                 Job(
                     row["id"],
@@ -377,9 +480,17 @@ class Durable:
                     {one["state"]: one["count"] for one in counted},
                     sum(one["correct"] for one in counted),
                     sum(one["judged"] for one in counted),
+                    sum(one["prompt_tokens"] for one in counted),
+                    sum(one["completion_tokens"] for one in counted),
+                    sum(costs) if priced else None,
                 )
             )
         return tuple(jobs)
+
+    def _wipe(self) -> None:
+        """Take out of the log of writes what was removed; the file itself is overwritten where it stood."""
+        with self._explained(), self._commits.writing, self._reading:
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._explained():
@@ -421,8 +532,14 @@ def _put(connection: sqlite3.Connection, kind: str, id: str, scope: str, content
     )
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+def _without_images(question: Question) -> Question:
+    """Their hashes stay."""
+    return question.evolve(images=tuple(image.without_data() for image in question.images))
+
+
+def _pending(row: sqlite3.Row) -> Pending:
+    content = json.loads(row["json"])
+    return Pending(row["kind"], row["id"], row["scope"], content, row["attempts"], row["error"], row["retry_at"])
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -438,5 +555,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    # What is removed is not left in free pages.
+    connection.execute("PRAGMA secure_delete = ON")
     if version < _VERSION:
         connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")

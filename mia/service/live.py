@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mia.events import StageFinished, StageStarted, StepFinished
+from mia.events import OnEvent, StageFinished, StageStarted, StepFinished, ignore
 from mia.types import Episode, Question, new_id
 
 KEPT_EVENTS = 500
@@ -51,7 +51,7 @@ class Ask:
     """One question under way, or done a short while ago."""
 
     id: str
-    """Of the episode that comes of it."""
+    """Of the episode that comes of it; where the service learns, `episode` has an id of its own."""
     scope: str
     question: str
     question_id: str
@@ -63,6 +63,8 @@ class Ask:
     events: deque[Any] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
     episode: Episode | None = None
     error: str = ""
+    on_event: OnEvent = ignore
+    """A listener of whoever asks, besides those who subscribe."""
     _readers: list[Subscription] = field(default_factory=list)
 
     def tell(self, event: Any) -> None:
@@ -71,10 +73,14 @@ class Ask:
             self.stage = event.stage
         if isinstance(event, StageStarted | StageFinished | StepFinished):
             self.events.append(event)
+        self.on_event(event)
         for reader in self._readers:
             reader.put(event)
 
     def finish(self, episode: Episode | None, error: str = "") -> None:
+        """Once; those who listen are told that it is the end."""
+        if self.finished_at is not None:
+            return
         self.finished_at, self.episode, self.error, self.stage = time.time(), episode, error, ""
         for reader in self._readers:
             reader.put(None)
@@ -113,6 +119,11 @@ class Live:
 
     def get(self, id: str) -> Ask | None:
         return self._asks.get(id)
+
+    def forget(self, id: str) -> None:
+        """Show an episode no more."""
+        for ask in [one for one in self._asks.values() if id in (one.id, one.episode.id if one.episode else "")]:
+            del self._asks[ask.id]
 
     def asks(self) -> tuple[Ask, ...]:
         """The newest first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import time
 import uuid
@@ -25,9 +26,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mia.config import ServeSettings
 from mia.errors import MiaError
 from mia.redaction import Redactor
-from mia.service.auth import Gate, Principal, Unauthorized, is_loopback
+from mia.service.auth import LOCAL, Gate, Principal, Unauthorized, is_loopback
 from mia.service.metrics import Metrics
-from mia.service.problems import RETRY_SECONDS, answer_of, problem
+from mia.service.problems import answer_of, problem
 from mia.service.sessions import COOKIE, Sessions
 
 log = logging.getLogger("mia.service")
@@ -105,6 +106,8 @@ class Guard:
         self._settings = settings
         self._gate = gate
         self._sessions = sessions
+        # "testserver" is what test clients without a socket call every server; no name of the internet has one part.
+        self._names = {settings.host.strip("[]").lower(), "testserver", *(one.lower() for one in settings.hosts)}
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Principal → requests left, and when that was."""
 
@@ -116,16 +119,20 @@ class Guard:
             await self._app(scope, receive, send)
             return
         id, path = scope["state"]["request_id"], scope["path"]
-        trouble = self._stranger(scope)
-        if trouble:
-            await _send_json(send, 403, problem(403, trouble, kind="Forbidden", request_id=id))
-            return
         public = any(path == one or (one.endswith("/") and path.startswith(one)) for one in PUBLIC)
         try:
+            trouble = self._stranger(scope)
+            if trouble:
+                await _send_json(send, 403, problem(403, trouble, kind="Forbidden", request_id=id))
+                return
             principal = self._principal(scope)
         except MiaError as error:
             if not public:
-                if "text/html" in _header(scope, b"accept") and scope["method"] == "GET":
+                if (
+                    isinstance(error, Unauthorized)
+                    and scope["method"] == "GET"
+                    and "text/html" in _header(scope, b"accept")
+                ):
                     await RedirectResponse("/login", 303)(scope, receive, send)
                 else:
                     await answer_of(error, id)(scope, receive, send)
@@ -135,16 +142,18 @@ class Guard:
         if not public and not self._admits(principal):
             most = self._settings.requests_per_minute
             body = problem(429, f"more than {most} requests a minute.", kind="RateLimited", request_id=id)
-            await _send_json(send, 429, body, {"retry-after": str(RETRY_SECONDS)})
+            await _send_json(send, 429, body, {"retry-after": str(math.ceil(60 / most))})
             return
         await self._app(scope, receive, send)
 
     def _principal(self, scope: Scope) -> Principal:
-        """Raises Unauthorized."""
+        """Raises Unauthorized, GateStuck."""
+        if not self._gate.closed:
+            return LOCAL
         kind, _, token = _header(scope, b"authorization").partition(" ")
         if token and kind.lower() == "bearer":
             return self._gate.principal(token.strip())
-        # Chat programs send a key of their own even where none is wanted; pages come with their session.
+        # Pages come with their session.
         session = Request(scope).cookies.get(COOKIE, "")
         if session:
             principal = self._sessions.principal(session)
@@ -156,16 +165,15 @@ class Guard:
     def _stranger(self, scope: Scope) -> str:
         """Why a request does not come from where it should: another page's, or under a name that is not ours."""
         host = _header(scope, b"host")
-        name = urlsplit(f"//{host}").hostname or ""
-        known = {self._settings.host.strip("[]").lower(), *(one.lower() for one in self._settings.hosts), "testserver"}
-        if not self._gate.closed and not is_loopback(name) and name not in known:
+        name = _name_in(f"//{host}")
+        if not self._gate.closed and not is_loopback(name) and name not in self._names:
             return "this server is asked for by a name that is not its own; serve.hosts may list it."
         site = _header(scope, b"sec-fetch-site")
         navigates = scope["method"] in _SAFE and _header(scope, b"sec-fetch-mode") == "navigate"
         if site in ("cross-site", "same-site") and not navigates:
             return "the request comes from a page of another site."
         origin = _header(scope, b"origin")
-        if origin and scope["method"] not in _SAFE and urlsplit(origin).netloc.lower() != host.lower():
+        if origin and scope["method"] not in _SAFE and _place_of(origin) != host.lower():
             return "the request comes from a page of another site."
         return ""
 
@@ -184,7 +192,7 @@ class Guard:
 
 
 class _TooLarge(Exception):
-    pass
+    """More came than may. Whoever reads the body may take it for a fault of his own; `Limits` knows better."""
 
 
 class Limits:
@@ -214,21 +222,26 @@ class Limits:
             request_id=id,
         )
         length = _header(scope, b"content-length")
-        if length and (not length.isdecimal() or int(length) > self._most_bytes):
+        # Python reads no number of thousands of digits.
+        if length and (not length.isdecimal() or len(length) > 18 or int(length) > self._most_bytes):
             await _send_json(send, 413, too_large, {"connection": "close"})
             return
-        taken, started = 0, False
+        taken, started, exceeded = 0, False, False
 
         async def counted() -> Message:
-            nonlocal taken
+            nonlocal taken, exceeded
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self._most_bytes:
+                exceeded = True
                 raise _TooLarge
             return message
 
         async def noted(message: Message) -> None:
             nonlocal started
+            if exceeded and not started:
+                # What the app makes of it; the right answer comes below.
+                return
             started = True
             await send(message)
 
@@ -237,8 +250,7 @@ class Limits:
             async with asyncio.timeout(self._settings.max_seconds) as deadline:
                 await self._app(scope, counted, noted)
         except _TooLarge:
-            if not started:
-                await _send_json(send, 413, too_large, {"connection": "close"})
+            pass
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -248,10 +260,28 @@ class Limits:
                 await _send_json(send, 504, body)
         finally:
             self._under_way -= 1
+        if exceeded and not started:
+            await _send_json(send, 413, too_large, {"connection": "close"})
 
 
 def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def _name_in(url: str) -> str:
+    """The host of a URL in lower case, without its port; empty where there is none, or it is no URL."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place_of(url: str) -> str:
+    """Host and port of a URL as they stand; empty where it is no URL."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""
 
 
 async def _send_json(send: Send, status: int, body: Mapping[str, Any], headers: Mapping[str, str] = {}) -> None:

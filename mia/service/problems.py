@@ -26,11 +26,13 @@ from mia.errors import (
     StoreError,
     ToolError,
 )
-from mia.service.auth import Forbidden, Unauthorized
+from mia.redaction import Redactor
+from mia.service.auth import Forbidden, GateStuck, Unauthorized
 
 log = logging.getLogger("mia.service")
 
 RETRY_SECONDS = 5
+_redacted = Redactor("secrets")
 
 
 class NotFound(MiaError):
@@ -40,6 +42,7 @@ class NotFound(MiaError):
 STATUS: tuple[tuple[type[MiaError], int], ...] = (
     (Unauthorized, 401),
     (Forbidden, 403),
+    (GateStuck, 503),
     (NotFound, 404),
     (RecordError, 422),
     (BudgetExceeded, 429),
@@ -64,12 +67,12 @@ def status_of(error: MiaError) -> int:
 def problem(
     status: int, message: str, *, kind: str = "", wanted: str = "", hint: str = "", request_id: str = "", **more: Any
 ) -> dict[str, Any]:
-    """The body of an error."""
+    """The body of an error. What an endpoint says of a request may hold the key that it came with."""
     return {
         "error": {
             "type": kind or HTTPStatus(status).phrase.title().replace(" ", ""),
-            "message": message,
-            "wanted": wanted,
+            "message": _redacted(message),
+            "wanted": _redacted(wanted),
             "hint": hint,
             "code": status,
             "request_id": request_id,

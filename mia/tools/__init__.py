@@ -5,7 +5,9 @@ Light to import: what a tool needs is loaded when that tool is built.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from mia.config import Config
 from mia.errors import ConfigError
@@ -13,12 +15,21 @@ from mia.search.base import SearchEngine
 from mia.tools.base import Tool
 
 
-def build_tools(config: Config, engine: SearchEngine | None) -> tuple[Tool, ...]:
-    """The Executor's tools, in the order of `executor.tools`. Raises ConfigError for a tool that lacks what it needs.
+def build_tools(
+    config: Config, engine: SearchEngine | None, built: Mapping[str, Tool] = MappingProxyType({})
+) -> tuple[Tool, ...]:
+    """The Executor's tools, in the order of `executor.tools`, then those of MCP servers. Raises ConfigError for a tool
+    that lacks what it needs, MissingExtra.
 
-    `engine`: what `search` asks; from then on it belongs to that tool, which closes it.
+    `engine`: what `search` asks; from then on it belongs to that tool, which closes it. `built`: tools that need more
+    than settings (those that read with a model), by name.
     """
-    return tuple(_build(name, config, engine) for name in dict.fromkeys(config.executor.tools))
+    tools = tuple(built.get(name) or _build(name, config, engine) for name in dict.fromkeys(config.executor.tools))
+    if not config.mcp:
+        return tools
+    from mia.tools.mcp import open_tools
+
+    return (*tools, *open_tools(config))
 
 
 def _build(name: str, config: Config, engine: SearchEngine | None) -> Tool:
@@ -40,6 +51,8 @@ def _build(name: str, config: Config, engine: SearchEngine | None) -> Tool:
         from mia.tools.fetch import FetchTool
 
         return FetchTool()
+    if name == "read":
+        raise ConfigError("the tool 'read' needs a model to read with, and there is none here.")
     from mia.tools.images import ImageSearchTool
 
     if not config.search.images:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from mia.errors import ToolError
 from mia.models.base import ToolSchema
+from mia.models.ledger import Ledger
 from mia.types import Observation, Question, Step
 
 
@@ -25,6 +26,8 @@ class ToolContext:
     question: Question
     steps: tuple[Step, ...] = ()
     """The steps so far, in both executions, for tools that depend on them (look up, once-only)."""
+    ledger: Ledger | None = None
+    """What a tool's own calls to a model are counted in, under the question's budget."""
 
 
 class Tool(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -44,6 +44,14 @@ class FetchLimits:
     """Of text in the observation: some 2,000 words."""
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """A page and where it was found in the end."""
+
+    address: str
+    page: Page
+
+
 class FetchTool:
     schema = ToolSchema(
         name="fetch",
@@ -74,6 +82,11 @@ class FetchTool:
         url = arguments.get("url")
         if arguments.keys() != {"url"} or not isinstance(url, str) or not url.strip():
             raise BadArguments('fetch takes "url", a string, and nothing else.', hint='{"url": "https://…"}')
+        return self.observe(await self.page(url))
+
+    async def page(self, url: str) -> Fetched:
+        """All of a page's text, within the limits of `FetchLimits` but for what an observation may show. Raises
+        ToolError."""
         try:
             async with asyncio.timeout(self._limits.seconds):
                 return await self._fetch(url.strip())
@@ -86,7 +99,7 @@ class FetchTool:
         if client is not None:
             await client.aclose()
 
-    async def _fetch(self, url: str) -> Observation:
+    async def _fetch(self, url: str) -> Fetched:
         at = self._guard.check(url)
         try:
             for _ in range(self._limits.redirects + 1):
@@ -98,7 +111,7 @@ class FetchTool:
                     content, whole = await self._read(response)
                     content_type = response.headers.get("content-type", "")
                 page = await asyncio.to_thread(read_page, content, content_type)
-                return self._observe(at, page, whole and page.whole)
+                return Fetched(str(at.copy_with(fragment=None)), replace(page, whole=whole and page.whole))
         except httpx2.TimeoutException:
             raise ToolError(f"{_shown(at)} does not answer in time.") from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -127,11 +140,14 @@ class FetchTool:
                 return bytes(content[: self._limits.bytes]), False
         return bytes(content), True
 
-    def _observe(self, url: httpx2.URL, page: Page, whole: bool) -> Observation:
-        shown = page.text.strip()
-        if len(shown) > self._limits.characters:
-            shown, whole = shown[: self._limits.characters], False
-        address = str(url.copy_with(fragment=None))
+    def fits(self, fetched: Fetched) -> bool:
+        """Whether an observation shows all of the page's text."""
+        return len(fetched.page.text.strip()) <= self._limits.characters
+
+    def observe(self, fetched: Fetched) -> Observation:
+        """A page as the model sees it: from its beginning as much as the limit allows, in passages."""
+        address, page = fetched.address, fetched.page
+        shown, whole = page.text.strip()[: self._limits.characters], page.whole and self.fits(fetched)
         passages = tuple(
             Passage(id=f"{address}#{number}", title=page.title, text=text, source=address)
             for number, text in enumerate(split_text(shown))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from mia.errors import MiaError, RecordError
+from mia.redaction import Redactor
 from mia.service.context import ClientGone, TheScope, TheService, while_connected
 from mia.service.core import Service
 from mia.service.live import Ask, ReaderTooSlow
@@ -23,12 +25,15 @@ router = APIRouter(prefix="/v1", tags=["ask"], responses=PROBLEMS)
 
 HEARTBEAT = 15.0
 """Seconds after which a stream says that it is still there."""
+EVENT = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+"""The schema of a server-sent event; its data is JSON."""
+_redacted = Redactor("secrets")
 
 
 @router.post(
     "/ask",
     response_model=AskReply,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}},
     summary="Answer a question",
 )
 async def ask(request: Request, body: AskBody, service: TheService, scope: TheScope) -> Response:
@@ -42,7 +47,8 @@ async def ask(request: Request, body: AskBody, service: TheService, scope: TheSc
     begun = service.live.begin(scope, task.question, "api")
     if body.stream:
         return StreamingResponse(
-            events(service, task, scope, begun, request_id(request)), media_type="text/event-stream"
+            _counted(request, begun, events(service, task, scope, begun, request_id(request))),
+            media_type="text/event-stream",
         )
     try:
         episode = await while_connected(request, service.ask(task, scope, ask=begun))
@@ -84,12 +90,12 @@ def reply(episode: Episode, request_id: str) -> JSONResponse:
             episode_id=episode.id,
         )
         return JSONResponse(body, 503, {"Retry-After": str(RETRY_SECONDS)})
-    return JSONResponse(AskReply.of(episode).model_dump(mode="json"))
+    return JSONResponse(_redacted.record(AskReply.of(episode).model_dump(mode="json")))
 
 
 async def events(
     service: Service, task: Task, scope: str, begun: Ask, request_id: str, *, text: bool = True
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """The stages of a question as server-sent events. When the reader goes, the work is cancelled."""
     with begun.subscribe() as reader:
         work = asyncio.create_task(service.ask(task, scope, ask=begun, stream=text))
@@ -118,5 +124,14 @@ async def events(
     yield _event(kind, json.loads(bytes(answered.body)))
 
 
+async def _counted(request: Request, begun: Ask, told: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    async with contextlib.aclosing(told):
+        async for event in told:
+            yield event
+    if begun.episode is not None and not unheard(begun.episode):
+        request.app.state.metrics.answered(begun.episode, begun.door)
+
+
 def _event(kind: str, data: object) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+    # What an endpoint says of a request that it refuses may hold the key that it came with.
+    return f"event: {kind}\ndata: {json.dumps(_redacted.record(data))}\n\n".encode()

@@ -1,0 +1,117 @@
+"""`/v1/queue`: what waits to be stored, and what waits for a model."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+
+from fastapi import APIRouter
+
+from mia.memory.retrying import Retried
+from mia.models.ledger import Ledger
+from mia.service.api.reach import Limit, Reach
+from mia.service.context import ThePrincipal, TheService
+from mia.service.durable import Pending
+from mia.service.problems import NotFound
+from mia.service.schemas import PROBLEMS, Reply
+from mia.team import budget
+
+router = APIRouter(prefix="/v1/queue", tags=["queue"], responses=PROBLEMS)
+
+
+class AcceptedReply(Reply):
+    """An answer, or what a user knows, that the memory does not hold yet."""
+
+    id: str
+    """Of an episode, or a receipt."""
+    kind: str
+    """absorb (an episode) or add (what a user knows)."""
+    scope: str
+    question: str
+    attempts: int
+    error: str
+    """What went wrong last time; empty: its turn has not come."""
+    retry_at: float
+
+    @classmethod
+    def of(cls, one: Pending) -> AcceptedReply:
+        question = one.content["question"]
+        return cls(
+            id=one.id,
+            kind=one.kind,
+            scope=one.scope,
+            question=question["text"] if one.kind == "absorb" else question,
+            attempts=one.attempts,
+            error=one.error,
+            retry_at=one.retry_at,
+        )
+
+
+class WaitingReply(Reply):
+    """Something in the memory that a model or the embedder has still to finish."""
+
+    task: str
+    """remember, compress or categorise."""
+    subject: str
+    """The id of an episode or a memory."""
+    scope: str
+    error: str
+    attempts: int
+    since: float
+    retry_at: float
+
+
+class QueueReply(Reply):
+    accepted: list[AcceptedReply]
+    accepted_total: int
+    waiting: list[WaitingReply]
+    waiting_total: int
+
+
+class RetriedReply(Reply):
+    accepted: int
+    """Tried again at once, in the background."""
+    done: int
+    failed: int
+    dropped: int
+    """Their subject is gone."""
+
+
+class DroppedReply(Reply):
+    dropped: bool
+
+
+@router.get("", response_model=QueueReply, summary="What waits, the longest waiting first")
+async def show(service: TheService, reach: Reach, limit: Limit = 100) -> QueueReply:
+    """`accepted` is on the disk, and will be brought into the memory; `waiting` is in the memory, and a model or the
+    embedder could not be asked."""
+    accepted = await asyncio.to_thread(service.durable.pending, scope=reach, limit=limit)
+    waiting = await asyncio.to_thread(service.store.queue, reach)
+    return QueueReply(
+        accepted=[AcceptedReply.of(one) for one in accepted],
+        accepted_total=await asyncio.to_thread(service.durable.pending_count, reach),
+        waiting=[WaitingReply(**asdict(one)) for one in waiting[:limit]],
+        waiting_total=len(waiting),
+    )
+
+
+@router.post("/retry", response_model=RetriedReply, summary="Try it again now")
+async def retry(service: TheService, reach: Reach) -> RetriedReply:
+    """Asks the models for all that waits for them, and comes back when they have answered."""
+    accepted = await service.hasten(reach)
+    total = Retried()
+    # Each scope has a queue of its own.
+    for scope in sorted({one.scope for one in await asyncio.to_thread(service.store.queue, reach)}):
+        ledger = Ledger("queue", budget=budget(service.config.budget.run))
+        total += await service.memory(scope).retry(ledger)
+    return RetriedReply(accepted=accepted, done=total.done, failed=total.failed, dropped=total.dropped)
+
+
+@router.delete("/{id}", response_model=DroppedReply, summary="Give something up")
+async def drop(id: str, service: TheService, principal: ThePrincipal) -> DroppedReply:
+    """Something accepted that cannot be stored is not tried any more, and is gone."""
+    found = await asyncio.to_thread(service.durable.pending_one, id)
+    if found is None or not principal.may_see(found.scope):
+        raise NotFound(f"nothing waits as '{id[:100]}'.", hint="GET /v1/queue lists what does")
+    await asyncio.to_thread(service.durable.absorbed, [id])
+    return DroppedReply(dropped=True)

@@ -1,0 +1,160 @@
+"""`/v1/jobs`: submitted, worked off, cancelled, gone on with, and read in pages."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service_team import RIGHT, make_service, says
+from starlette.testclient import TestClient
+
+from mia import statistics
+from mia.errors import ModelUnavailable
+from mia.models.base import ChatRequest
+from mia.service.app import create_app
+
+
+def questions(count: int, *, wrong: int = 0) -> list[dict[str, Any]]:
+    """`wrong` of them are answered wrongly."""
+    return [
+        {"question": f"Where was the discoverer of Titan born? {'wrong' if number < wrong else ''} {number}",
+         "references": [RIGHT]}
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def finished(client: TestClient, id: str, seconds: float = 30.0) -> dict[str, Any]:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        page: dict[str, Any] = client.get(f"/v1/jobs/{id}").json()
+        if page["finished_at"] is not None:
+            return page
+        time.sleep(0.02)
+    raise AssertionError(page)
+
+
+def test_a_job_is_answered_counted_and_read_in_pages(client: TestClient) -> None:
+    submitted = client.post("/v1/jobs", json={"questions": questions(7, wrong=2)})
+    assert submitted.status_code == 202, submitted.text
+    id = submitted.json()["id"]
+    job = finished(client, id)
+    assert job["state"] == "finished"
+    assert job["counts"] == {"answered": 7}
+    assert (job["correct"], job["judged"], job["total"]) == (5, 7, 7)
+    interval = statistics.wilson(5, 7)
+    assert interval is not None
+    assert job["accuracy_95"] == pytest.approx([interval.low, interval.high])
+    assert job["prompt_tokens"] > 0
+
+    first = client.get(f"/v1/jobs/{id}/results", params={"limit": 5}).json()
+    second = client.get(f"/v1/jobs/{id}/results", params={"limit": 5, "offset": first["next"]}).json()
+    items = first["results"] + second["results"]
+    assert second["next"] is None
+    assert [item["number"] for item in items] == list(range(7))
+    lines = client.get(f"/v1/jobs/{id}/results", params={"format": "jsonl"})
+    assert [json.loads(line) for line in lines.text.splitlines()] == items
+    # Each answer is an episode like any other.
+    assert client.get(f"/v1/episodes/{items[0]['episode_id']}").json()["episode"]["run"] == id
+    # No reference answer is told.
+    assert all("references" not in item for item in items)
+
+
+def test_lines_are_taken_as_json_is(client: TestClient) -> None:
+    text = "\n".join(json.dumps(one) for one in questions(2)) + "\n\n"
+    reply = client.post("/v1/jobs", content=text.encode(), headers={"content-type": "application/jsonl"})
+    assert reply.status_code == 202, reply.text
+    assert finished(client, reply.json()["id"])["total"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("application/json", b'{"questions": []}'),
+        ("application/json", b'{"questions": [{"question": "  "}]}'),
+        ("application/json", b'{"questions": [{"question": "a", "stream": true}]}'),
+        ("application/json", b"[" * 100_000),
+        ("application/json", b"\xff"),
+        ("application/json", b'{"questions": [{"question": "a", "images": ["no image"]}]}'),
+        ("application/jsonl", b'{"question": "a"}\n{"question": 1}'),
+        ("application/jsonl", b"\n"),
+        ("application/jsonl", b"\xff\xfe"),
+    ],
+)
+def test_what_is_no_job_is_refused_whole(client: TestClient, kind: str, content: bytes) -> None:
+    reply = client.post("/v1/jobs", content=content, headers={"content-type": kind})
+    assert reply.status_code == 422, reply.text
+    assert client.get("/v1/jobs").json() == {"jobs": [], "next": None}
+
+
+def test_jobs_are_listed_in_pages_the_newest_first(client: TestClient) -> None:
+    ids = [client.post("/v1/jobs", json={"questions": questions(1)}).json()["id"] for _ in range(3)]
+    first = client.get("/v1/jobs", params={"limit": 2}).json()
+    second = client.get("/v1/jobs", params={"limit": 2, "before": first["next"]}).json()
+    assert [job["id"] for job in first["jobs"] + second["jobs"]] == ids[::-1]
+    assert second["next"] is None
+
+
+def test_a_cancelled_job_ends_at_once_and_keeps_what_was_answered(tmp_path: Path) -> None:
+    with TestClient(create_app(make_service(tmp_path, delay=0.05, run__concurrency=1))) as client:
+        id = client.post("/v1/jobs", json={"questions": questions(50)}).json()["id"]
+        while not client.get(f"/v1/jobs/{id}").json()["counts"].get("answered"):
+            time.sleep(0.01)
+        job = client.post(f"/v1/jobs/{id}/cancel").json()
+        assert job["state"] == "cancelled"
+        assert 0 < job["counts"]["answered"] < 50
+        assert job["counts"]["answered"] + job["counts"]["cancelled"] == 50
+        time.sleep(0.3)
+        assert client.get(f"/v1/jobs/{id}").json()["counts"] == job["counts"]
+        assert client.app.state.service.live.under_way == 0  # type: ignore[attr-defined]
+        # Once more is harmless, and those after it are asked.
+        assert client.post(f"/v1/jobs/{id}/cancel").json()["state"] == "cancelled"
+        other = client.post("/v1/jobs", json={"questions": questions(1)}).json()["id"]
+        assert finished(client, other)["counts"] == {"answered": 1}
+
+
+def test_what_failed_says_why_and_is_asked_again_with_its_references(tmp_path: Path) -> None:
+    down = True
+
+    def answers(request: ChatRequest) -> Any:
+        return ModelUnavailable("the endpoint is down.") if down else says(request)
+
+    with TestClient(create_app(make_service(tmp_path, answers=answers))) as client:
+        id = client.post("/v1/jobs", json={"questions": questions(3)}).json()["id"]
+        assert finished(client, id)["counts"] == {"failed": 3}
+        results = client.get(f"/v1/jobs/{id}/results").json()["results"]
+        assert all("down" in item["error"] for item in results)
+        down = False
+        client.post(f"/v1/jobs/{id}/retry")
+        job = finished(client, id)
+        assert job["counts"] == {"answered": 3}
+        assert job["correct"] == 3
+
+
+def test_a_fault_of_one_question_leaves_the_others_alone(tmp_path: Path) -> None:
+    def answers(request: ChatRequest) -> Any:
+        if any("cursed" in message.content for message in request.messages):
+            raise RuntimeError("a bug")
+        return says(request)
+
+    with TestClient(create_app(make_service(tmp_path, answers=answers))) as client:
+        asked = [*questions(2), {"question": "cursed"}]
+        job = finished(client, client.post("/v1/jobs", json={"questions": asked}).json()["id"])
+        assert job["counts"] == {"answered": 2, "failed": 1}
+        assert client.app.state.service.is_working  # type: ignore[attr-defined]
+
+
+def test_a_deleted_job_is_gone_and_its_episodes_stay(client: TestClient) -> None:
+    id = client.post("/v1/jobs", json={"questions": questions(1)}).json()["id"]
+    finished(client, id)
+    episode = client.get(f"/v1/jobs/{id}/results").json()["results"][0]["episode_id"]
+    assert client.delete(f"/v1/jobs/{id}").status_code == 200
+    assert client.get(f"/v1/jobs/{id}").status_code == 404
+    assert client.get(f"/v1/episodes/{episode}").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/no", "/v1/jobs/no/results", "/v1/jobs/..%2f..%2fetc"])
+def test_an_unknown_job_is_not_found(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404

@@ -1,0 +1,243 @@
+"""Too much, too often, too long, too slow: refused with what to do, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from listening import listening, until
+from service_team import make_service
+from starlette.testclient import TestClient
+
+from mia.service.app import create_app
+from mia.service.auth import add_token, tokens_path
+from mia.service.core import Service
+from mia.service.wire import PunctualProtocol
+
+QUESTION = "Where was the discoverer of Titan born?"
+JSON = {"Content-Type": "application/json"}
+
+
+@contextmanager
+def client_of(service: Service) -> Iterator[TestClient]:
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        yield client
+
+
+@contextmanager
+def connected(url: str) -> Iterator[socket.socket]:
+    host, port = url[7:].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        yield connection
+
+
+def head(url: str, path: str = "/v1/recall", *lines: str) -> bytes:
+    return "\r\n".join(
+        [f"POST {path} HTTP/1.1", f"Host: {url[7:]}", "Content-Type: application/json", *lines, "", ""]
+    ).encode()
+
+
+def received(connection: socket.socket) -> bytes:
+    content = b""
+    try:
+        while piece := connection.recv(65_536):
+            content += piece
+    except OSError:
+        pass
+    return content
+
+
+# ── too much ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with client_of(make_service(tmp_path, serve__max_body_mb=0.01)) as client:
+        body = json.dumps({"question": "q" * 9_000}).encode()
+        assert client.post("/v1/recall", content=body, headers=JSON).status_code == 200
+        reply = client.post("/v1/recall", content=body + b" " * 2_000, headers=JSON)
+        assert (reply.status_code, reply.json()["error"]["type"]) == (413, "TooLarge")
+        assert reply.headers["connection"] == "close"
+        for length in ("99999999999999999999", "9" * 5_000, "-5", "1e3", "x"):
+            assert (
+                client.post("/v1/recall", content=b"{}", headers=JSON | {"Content-Length": length}).status_code == 413
+            )
+
+
+def test_a_body_without_a_length_is_counted_while_it_comes(tmp_path: Path) -> None:
+    with listening(make_service(tmp_path, serve__max_body_mb=0.1)) as url, connected(url) as connection:
+        connection.sendall(head(url, "/v1/recall", "Transfer-Encoding: chunked"))
+        sent = 0
+        try:
+            for _ in range(10_000):
+                connection.sendall(b"1000\r\n" + b" " * 0x1000 + b"\r\n")
+                sent += 0x1000
+        except OSError:
+            pass
+        reply = received(connection)
+        assert reply == b"" or reply.startswith(b"HTTP/1.1 413"), reply[:300]
+        assert sent < 30_000_000
+
+
+def test_a_counted_body_that_ends_gets_its_answer(tmp_path: Path) -> None:
+    with client_of(make_service(tmp_path, serve__max_body_mb=0.01)) as client:
+
+        def pieces() -> Iterator[bytes]:
+            yield b'{"question": "'
+            for _ in range(30):
+                yield b"q" * 1_000
+            yield b'"}'
+
+        reply = client.post("/v1/recall", content=pieces(), headers=JSON)
+        assert (reply.status_code, reply.json()["error"]["type"]) == (413, "TooLarge")
+
+
+# ── too often, too many ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_more_than_so_many_a_minute_are_sent_away_each_token_by_itself(tmp_path: Path) -> None:
+    service = make_service(tmp_path / "home", serve__requests_per_minute=5)
+    path = tokens_path(service.config)
+    ann, ben = ({"Authorization": f"Bearer {add_token(path, one, scope=None, days=None)}"} for one in ("ann", "ben"))
+    with client_of(service) as client:
+        replies = [client.get("/v1/nothing", headers=ann) for _ in range(8)]
+        assert [one.status_code for one in replies] == [404] * 5 + [429] * 3
+        assert replies[-1].json()["error"]["type"] == "RateLimited"
+        assert replies[-1].headers["retry-after"] == "12"
+        assert client.get("/v1/nothing", headers=ben).status_code == 404
+        assert client.get("/healthz").status_code == 200
+
+
+def test_more_than_so_many_at_once_are_told_to_come_again(tmp_path: Path) -> None:
+    service = make_service(tmp_path, delay=0.4, serve__max_concurrency=3)
+    statuses: list[int] = []
+    with client_of(service) as client:
+
+        def ask() -> None:
+            statuses.append(client.post("/v1/ask", json={"question": QUESTION}).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        assert sorted(statuses) == [200] * 3 + [503] * 5
+        assert client.get("/healthz").status_code == 200
+        assert client.post("/v1/ask", json={"question": QUESTION}).status_code == 200
+
+
+# ── too long ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_takes_too_long_is_broken_off(tmp_path: Path) -> None:
+    service = make_service(tmp_path, delay=30, serve__max_seconds=0.5)
+    with client_of(service) as client:
+        begun = time.monotonic()
+        reply = client.post("/v1/ask", json={"question": QUESTION})
+        assert time.monotonic() - begun < 5
+        assert (reply.status_code, reply.json()["error"]["type"]) == (504, "TimedOut")
+        until(lambda: service.live.under_way == 0)
+
+
+def test_a_body_that_comes_too_slowly_is_broken_off(tmp_path: Path) -> None:
+    service = make_service(tmp_path, serve__max_seconds=0.5)
+    with listening(service, http=PunctualProtocol) as url, connected(url) as connection:
+        connection.sendall(head(url, "/v1/recall", "Content-Length: 100") + b"{")
+        assert received(connection).startswith(b"HTTP/1.1 504")
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /v1/rec", b"POST /v1/recall HTTP/1.1\r\nHost: localhost\r\n"])
+def test_who_does_not_say_what_he_wants_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(PunctualProtocol, "head_seconds", 0.4)
+    with listening(make_service(tmp_path), http=PunctualProtocol) as url, connected(url) as connection:
+        begun = time.monotonic()
+        connection.sendall(said)
+        # A letter now and then does not help.
+        for _ in range(3):
+            time.sleep(0.1)
+            connection.sendall(b"x" if said else b"")
+        assert b"HTTP/1.1 2" not in received(connection)
+        assert time.monotonic() - begun < 3
+
+
+def test_a_connection_that_is_kept_outlives_that_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PunctualProtocol, "head_seconds", 0.3)
+    service = make_service(tmp_path, delay=0.2)
+    with listening(service, http=PunctualProtocol) as url, connected(url) as connection:
+        # The first takes longer than the time for a head, and there is a pause before the second.
+        for path in ("/v1/ask", "/v1/recall"):
+            body = json.dumps({"question": QUESTION}).encode()
+            connection.sendall(head(url, path, f"Content-Length: {len(body)}") + body)
+            reply = b""
+            while b"\r\n\r\n" not in reply or not reply.endswith(b"}"):
+                piece = connection.recv(65_536)
+                assert piece, "the connection was closed"
+                reply += piece
+            assert reply.startswith(b"HTTP/1.1 200"), reply[:200]
+            time.sleep(0.6)
+
+
+# ── gone ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_hangs_up_cancels_the_work(tmp_path: Path, stream: bool) -> None:
+    service = make_service(tmp_path, delay=20)
+    with listening(service) as url:
+        with connected(url) as connection:
+            body = json.dumps({"question": QUESTION, "stream": stream}).encode()
+            connection.sendall(head(url, "/v1/ask", f"Content-Length: {len(body)}") + body)
+            until(lambda: service.live.under_way == 1)
+        until(lambda: service.live.under_way == 0)
+        assert service.live.asks()[0].error == "cancelled"
+
+
+def test_no_descriptor_is_left_behind_by_those_who_leave(tmp_path: Path) -> None:
+    service = make_service(tmp_path, delay=0.3)
+    with listening(service, http=PunctualProtocol) as url:
+
+        def visit(number: int) -> None:
+            with connected(url) as connection:
+                body = json.dumps({"question": QUESTION, "stream": bool(number % 2)}).encode()
+                whole = head(url, "/v1/ask", f"Content-Length: {len(body)}") + body
+                connection.sendall(whole[: len(whole) - number % 3 * 20])
+                time.sleep(0.02)
+
+        for number in range(6):
+            visit(number)
+        until(lambda: service.live.under_way == 0)
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(60):
+            visit(number)
+        until(lambda: service.live.under_way == 0 and len(os.listdir("/proc/self/fd")) <= before + 4)
+
+
+def test_a_slow_reader_holds_up_nobody_else(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    with listening(service) as url, connected(url) as slow:
+        body = json.dumps({"question": QUESTION, "stream": True}).encode()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_024)
+        for _ in range(20):
+            slow.sendall(head(url, "/v1/ask", f"Content-Length: {len(body)}") + body)
+        with connected(url) as other:
+            other.sendall(head(url, "/v1/recall", "Content-Length: 17", "Connection: close") + b'{"question": "q"}')
+            assert received(other).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_reader_of_events_that_is_too_far_behind_is_let_go_of() -> None:
+    from mia.service.live import SLOW_READER, ReaderTooSlow, Subscription
+
+    reader = Subscription()
+    for number in range(SLOW_READER + 10):
+        reader.put(number)
+    with pytest.raises(ReaderTooSlow):
+        await asyncio.wait_for(reader.next(), 1)

@@ -1,0 +1,44 @@
+"""Whoever hangs up cancels the work, down to the call of the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from fake_endpoint import drips
+from serving import Endpoint, Serving
+
+pytest.importorskip("fastapi", reason="the extra `service` is not installed")
+
+
+@pytest.fixture
+def serve() -> Iterator[Serving]:
+    with Serving.open() as serving:
+        yield serving
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_hanging_up_cancels_the_call_of_the_model(serve: Serving, tmp_path: Path, stream: bool) -> None:
+    with Endpoint().running() as endpoint:
+        server = serve(tmp_path, endpoint)
+        endpoint.behave = drips(0.02)
+        body = {"question": "Who found the moon?", "stream": stream}
+        client = httpx2.Client(base_url=server.url, timeout=30 if stream else 1.5)
+        try:
+            with client.stream("POST", "/v1/ask", json=body) as reply:
+                for line in reply.iter_lines():
+                    if "stage_started" in line and endpoint.server.active:
+                        break
+        except httpx2.TimeoutException:
+            assert not stream
+        assert endpoint.server.active == 1
+        client.close()
+        begun = time.monotonic()
+        server.wait_for(lambda: not endpoint.server.active, 10)
+        assert time.monotonic() - begun < 5
+        server.wait_for(lambda: "mia_asks_under_way 0.0" in server.client.get("/metrics").text, 10)
+        assert server.get("/v1/queue")["accepted_total"] == 0
+        assert server.get("/v1/episodes")["episodes"] == []
