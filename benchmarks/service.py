@@ -68,11 +68,13 @@ class Connection:
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._writer: asyncio.StreamWriter | None = None
 
     async def open(self) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 22)
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        assert self._writer is not None
         head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         self._writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         head_lines = (await self._reader.readuntil(b"\r\n\r\n")).lower()
@@ -87,7 +89,8 @@ class Connection:
         return status, await self._reader.readexactly(length)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 async def load(port: int, path: str, file: str, connections: int, seconds: float) -> dict[str, Any]:
@@ -248,6 +251,12 @@ class Server:
     def megabytes(self) -> float:
         return psutil.Process(self.process.pid).memory_info().rss / 1e6
 
+    @property
+    def cpu_seconds(self) -> float:
+        """Of the process so far: what the figures would come to if nobody else used the cores."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -311,9 +320,12 @@ def measure_recall(folder: Path, endpoint_port: int, seconds: float) -> dict[str
     bodies = [{"question_vector": [round(float(x), 6) for x in vector]} for vector in vectors] * 20
     with server(folder / "recall", endpoint_port) as one:
         run_client(one.port, "/v1/recall", bodies[:200], 8, seconds)
+        before = one.cpu_seconds
         runs = [run_client(one.port, "/v1/recall", bodies, 8, seconds) for _ in range(ROUNDS)]
+        used = one.cpu_seconds - before
     return {
         "recalls a second, vectors given": median(runs, "rate"),
+        "CPU of the server, ms a recall": 1e3 * used / sum(sum(run["statuses"].values()) for run in runs),
         "p50, ms": median(runs, "p50_ms"),
         "p99, ms": median(runs, "p99_ms"),
         "failed": failed(runs),
@@ -428,10 +440,11 @@ def everything(store: Any) -> Iterator[Any]:
 def measure_start(folder: Path, endpoint_port: int, seconds: float) -> dict[str, Any]:
     home = folder / "start"
     vectors = fill(home, 100_000)
-    starts, idle, recalled, embedded = [], [], [], []
+    starts, used, idle, recalled, embedded = [], [], [], [], []
     for _ in range(ROUNDS):
         with server(home, endpoint_port) as one:
             starts.append(one.seconds_to_ready)
+            used.append(one.cpu_seconds)
             idle.append(one.megabytes)
             one.post("/v1/recall", {"question_vector": [float(x) for x in vectors[0]]})
             recalled.append(one.megabytes)
@@ -440,6 +453,7 @@ def measure_start(folder: Path, endpoint_port: int, seconds: float) -> dict[str,
             embedded.append(one.megabytes)
     return {
         "seconds to ready, 100,000 memories": statistics.median(starts),
+        "CPU seconds until then": statistics.median(used),
         "MB, idle": statistics.median(idle),
         "MB, after a recall by vector": statistics.median(recalled),
         "MB, after embedding": statistics.median(embedded),

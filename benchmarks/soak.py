@@ -3,8 +3,8 @@
     python benchmarks/soak.py [--minutes 10] [--rate 8] [--json]
 
 `mia serve` over 5,000 memories, with a model at an endpoint of ours that answers after a second. Each second so many
-requests begin, of a fixed mix: recalls by vector and by text, questions streamed and not, questions that are hung up on,
-memories added, searches, pages, and requests that are wrong. A line a minute: the median and the slowest hundredth of the
+requests begin, of a fixed mix: recalls by vector and by text, questions streamed and not, questions that are hung up
+on, memories added, metrics, and requests that are wrong. A line a minute: the median and the slowest hundredth of the
 recalls by vector and of the questions, the server's resident memory, its open descriptors and threads, what failed.
 
 Wanted: from the third minute on (the first embeds, fills caches and pools) memory and latency stay as they are; at the

@@ -29,7 +29,7 @@ from mia.world.facts import World
 from mia.world.questions import tasks
 
 HERE = Path(__file__).parent
-LEARNT, SEEN_WHILE, BATCH = 70, 40, 8
+LEARNT, SEEN_WHILE, BATCH = 70, 240, 8
 """Questions that are asked before the pictures are taken, and while they are."""
 WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 

@@ -275,13 +275,13 @@ class Service:
         self._wake.set()
 
     async def absorbed(self, id: str, timeout: float = 30.0) -> bool:
-        """Whether an episode has been absorbed; waits for it so long."""
+        """Whether what was accepted (an episode, a receipt) is in the memory; waits for it so long."""
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     # Taken before the look, so that what happens after it is not missed.
                     progress = self._progress
-                    if await asyncio.to_thread(self.durable.pending_episode, id) is None:
+                    if await asyncio.to_thread(self.durable.pending_one, id) is None:
                         return True
                     await progress.wait()
         except TimeoutError:

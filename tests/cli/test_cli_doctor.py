@@ -146,8 +146,8 @@ async def test_a_role_with_a_section_of_its_own_is_looked_at(tmp_path: Path) -> 
         )
         findings = found("model", await asyncio.to_thread(doctor, tmp_path, "--json", toml=toml))
     told = {str(finding["says"]).partition(":")[0]: finding for finding in findings}
-    assert set(told) == {"planner", "executor, manager", "judge", "cold_start"}
-    assert told["executor, manager"]["ok"]
+    assert set(told) == {"planner", "executor, manager, reader", "judge", "cold_start"}
+    assert told["executor, manager, reader"]["ok"]
     assert "does not list 'large'" in str(told["planner"]["says"])
     assert told["planner"]["hint"] == 'models.planner.model = "small"'
     assert "it answers 401" in str(told["judge"]["says"])

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 import mia
 from mia.errors import RecordError
-from mia.models.base import Around
+from mia.models.base import Around, ChatReply, ChatRequest
 from mia.models.scripted import ScriptedModel
 from mia.prompt import defuse
 from mia.reader.chunks import (
@@ -86,13 +86,18 @@ def test_chunks_are_nearly_full_and_end_where_a_sentence_does() -> None:
     assert paragraphs[0].text.endswith("\n\n")
 
 
+class Wrapped(Around[ScriptedModel]):
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        return await self.model.complete(request)
+
+
 def test_four_bytes_are_a_token_and_the_models_own_tokenizer_goes_first() -> None:
     counter = EstimatedTokens()
     assert [counter.count(text) for text in ("", "a", "abcd", "abcde", "語語")] == [0, 1, 1, 2, 2]
     plain = ScriptedModel(lambda request: "")
-    assert isinstance(token_counter(Around(plain)), EstimatedTokens)
+    assert isinstance(token_counter(Wrapped(plain)), EstimatedTokens)
     plain.tokenizer = type("Fast", (), {"backend_tokenizer": TOKENIZER})  # type: ignore[attr-defined]
-    own = token_counter(Around(plain))
+    own = token_counter(Wrapped(plain))
     assert own.count("the tide turns") == len(TOKENIZER.encode("the tide turns", add_special_tokens=False).ids)
 
 
@@ -123,7 +128,7 @@ def numbered(count: int, made: list[int]) -> Iterator[Chunk]:
 
 
 async def read_all(shared: SharedChunks, reader: str, pause: float, first: int = 0) -> list[int]:
-    seen = []
+    seen: list[int] = []
     while (chunk := await shared.get(reader, first + len(seen))) is not None:
         seen.append(chunk.number)
         await asyncio.sleep(pause)

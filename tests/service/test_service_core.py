@@ -52,8 +52,8 @@ async def test_a_fault_with_one_of_them_keeps_no_other_waiting(tmp_path: Path, m
         content = {"workflow": WORKFLOW, "judgement": "correct"}
         cursed = await service.remember_soon("default", {"question": "cursed", **content})
         fine = await service.remember_soon("default", {"question": QUESTION, **content})
-        while service.durable.pending_one(fine) is not None or not service.durable.pending_one(cursed).error:  # type: ignore[union-attr]
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - the file is looked into
+        assert await service.absorbed(fine)
+        assert not await service.absorbed(cursed, timeout=0.5)
         (waiting,) = service.durable.pending()
         assert waiting.id == cursed
         assert "KeyError" in waiting.error
@@ -67,10 +67,9 @@ async def test_a_memory_that_was_stored_before_a_death_is_not_stored_again(tmp_p
     content = {"question": QUESTION, "workflow": WORKFLOW, "judgement": "incorrect"}
     await service.remember("default", QUESTION, WORKFLOW, "incorrect")
     # As a death leaves it: the memory has it, and it waits all the same.
-    await service.remember_soon("default", content)
+    receipt = await service.remember_soon("default", content)
     await service.start()
-    while service.durable.pending_count():
-        await asyncio.sleep(0.01)  # noqa: ASYNC110 - the file is looked into
+    assert await service.absorbed(receipt)
     assert len(service.store.audit(limit=10)) == 1
     await service.close()
 

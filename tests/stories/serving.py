@@ -70,18 +70,23 @@ class Endpoint:
             loop.close()
 
 
+def variables_of(endpoint: Endpoint | None) -> dict[str, str]:
+    """The settings of a server that asks this endpoint; None: the embedded model."""
+    if endpoint is None:
+        return {}
+    return {
+        "MIA_SEARCH__ENGINE": "world",
+        "MIA_JUDGE__KIND": "reference",
+        "MIA_MODELS__DEFAULT__MODEL": "tiny-1",
+        "MIA_MODELS__DEFAULT__BASE_URL": endpoint.server.base_url,
+    }
+
+
 class Server:
     """One `mia serve`."""
 
     def __init__(self, nursery: Nursery, home: Path, endpoint: Endpoint | None, **settings: str) -> None:
-        variables = {
-            "MIA_SEARCH__ENGINE": "world",
-            "MIA_JUDGE__KIND": "reference",
-            "MIA_MODELS__DEFAULT__MODEL": "tiny-1",
-            "MIA_MODELS__DEFAULT__MAX_ATTEMPTS": "1",
-            **({"MIA_MODELS__DEFAULT__BASE_URL": endpoint.server.base_url} if endpoint else {}),
-            **settings,
-        }
+        variables = variables_of(endpoint) | settings
         arguments = ["--home", str(home), "serve", "--port", "0"]
         self.worker: Worker = nursery.start("cli", arguments=arguments, settings=variables)
         said = []
@@ -91,9 +96,9 @@ class Server:
             assert line, f"it ended: {''.join(said)}"
             if found := re.search(r"listens at (http://\S+)", line):
                 break
+        self.said = ""
         # Nobody reads what it says from here on, and a full pipe would hold it up.
         threading.Thread(target=self._listen, daemon=True).start()
-        self.said = ""
         self.url = found[1]
         self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE)
         self.wait_for(self._is_ready)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from serving import RIGHT, Endpoint, Serving, hold
+from serving import RIGHT, Endpoint, Serving, hold, variables_of
 
 from mia.store import open_store
 from mia.store.audit import is_credit
@@ -143,7 +143,7 @@ def test_a_second_server_on_one_home_is_refused_and_on_another_home_shares_the_m
     serve: Serving, tmp_path: Path, endpoint: Endpoint
 ) -> None:
     one = serve(tmp_path / "one", endpoint)
-    refused = serve.nursery.mia("--home", tmp_path / "one", "serve", "--port", "0", MIA_SEARCH__ENGINE="world")
+    refused = serve.nursery.mia("--home", tmp_path / "one", "serve", "--port", "0", **variables_of(endpoint))
     assert refused.code != 0
     assert "another server works in" in refused.stderr
     assert f"process {one.worker.pid}" in refused.stderr

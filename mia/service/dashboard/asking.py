@@ -134,7 +134,9 @@ async def ask(
     begun = service.live.begin(chosen, task.question, "dashboard")
     asking.begin(request.app, service, task, begun)
     if by_htmx(request):
-        return page(request, "_ask.html", ask=begun, stages=[], cancellable=True)
+        answer = page(request, "_ask.html", ask=begun, stages=[], cancellable=True)
+        answer.headers["hx-trigger"] = "asked"
+        return answer
     return see_other(f"/asks/{begun.id}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from mia.service.dashboard.rendering import PageRoute, page
 
 router = APIRouter(prefix="/docs", include_in_schema=False, route_class=PageRoute)
 
+_LINE_END = re.compile(r"(?<!\n)\n(?!\n)")
 _METHODS = ("get", "post", "put", "patch", "delete")
 _DEPTH = 4
 """Levels of a schema that are shown."""
@@ -106,7 +108,7 @@ def _operation(schema: Mapping[str, Any], path: str, method: str, page: Mapping[
         method=method.upper(),
         path=path,
         summary=page.get("summary", ""),
-        about=page.get("description", ""),
+        about=_LINE_END.sub(" ", page.get("description", "")),
         parameters=tuple(
             Field(
                 one["name"],
