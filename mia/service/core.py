@@ -103,6 +103,11 @@ class Service:
             self.store: MemoryStore = open_store(config.store_path, redact=config.memory.redact)
             try:
                 self.models = models if models is not None else build_models(config.models)
+                if config.serve.traces and not config.learn.enabled:
+                    # What learns asks its own model, and knows it by its kind.
+                    from mia.service.tracing import traced_models
+
+                    self.models = traced_models(self.models, config)
                 self.embedder = memory_embedder(config, self.store.space())
                 self._managers: OrderedDict[str, MemoryManager] = OrderedDict()
                 # The memory is a scope's, and is put in when the scope is known.

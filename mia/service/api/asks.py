@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -16,9 +15,10 @@ from mia.errors import MiaError, RecordError
 from mia.redaction import Redactor
 from mia.service.context import ClientGone, TheScope, TheService, while_connected
 from mia.service.core import Service
-from mia.service.live import Ask, ReaderTooSlow
+from mia.service.live import ReaderTooSlow
 from mia.service.problems import RETRY_SECONDS, answer_of, problem, request_id
 from mia.service.schemas import PROBLEMS, AskBody, AskReply
+from mia.store.base import storable
 from mia.types import Episode, Image, Question, Task
 
 router = APIRouter(prefix="/v1", tags=["ask"], responses=PROBLEMS)
@@ -44,14 +44,10 @@ async def ask(request: Request, body: AskBody, service: TheService, scope: TheSc
     work.
     """
     task = task_of(body)
-    begun = service.live.begin(scope, task.question, "api")
     if body.stream:
-        return StreamingResponse(
-            _counted(request, begun, events(service, task, scope, begun, request_id(request))),
-            media_type="text/event-stream",
-        )
+        return StreamingResponse(_events(request, service, task, scope), media_type="text/event-stream")
     try:
-        episode = await while_connected(request, service.ask(task, scope, ask=begun))
+        episode = await while_connected(request, service.ask(task, scope))
     except ClientGone:
         return Response(status_code=499)
     request.app.state.metrics.answered(episode, "api")
@@ -90,15 +86,17 @@ def reply(episode: Episode, request_id: str) -> JSONResponse:
             episode_id=episode.id,
         )
         return JSONResponse(body, 503, {"Retry-After": str(RETRY_SECONDS)})
-    return JSONResponse(_redacted.record(AskReply.of(episode).model_dump(mode="json")))
+    page = json.dumps(_redacted.record(AskReply.of(episode).model_dump(mode="json")), ensure_ascii=False)
+    # A model's text may hold half a character, which cannot be sent.
+    return JSONResponse(json.loads(storable(page)))
 
 
-async def events(
-    service: Service, task: Task, scope: str, begun: Ask, request_id: str, *, text: bool = True
-) -> AsyncGenerator[bytes]:
-    """The stages of a question as server-sent events. When the reader goes, the work is cancelled."""
+async def _events(request: Request, service: Service, task: Task, scope: str) -> AsyncIterator[bytes]:
+    """The stages of a question as server-sent events. When the reader goes, the work is cancelled. Nothing begins
+    before somebody reads."""
+    begun = service.live.begin(scope, task.question, "api")
     with begun.subscribe() as reader:
-        work = asyncio.create_task(service.ask(task, scope, ask=begun, stream=text))
+        work = asyncio.create_task(service.ask(task, scope, ask=begun, stream=True))
         try:
             yield _event("begun", {"episode_id": begun.id, "question_id": task.question.id})
             while True:
@@ -114,22 +112,17 @@ async def events(
                 if event is None:
                     break
                 yield _event(event.kind, event.model_dump(mode="json"))
-            answered = reply(await work, request_id)
+            episode = await work
+            answered = reply(episode, request_id(request))
+            if not unheard(episode):
+                request.app.state.metrics.answered(episode, begun.door)
         except MiaError as error:
-            answered = answer_of(error, request_id)
+            answered = answer_of(error, request_id(request))
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
     kind = "answer" if answered.status_code == 200 else "error"
     yield _event(kind, json.loads(bytes(answered.body)))
-
-
-async def _counted(request: Request, begun: Ask, told: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
-    async with contextlib.aclosing(told):
-        async for event in told:
-            yield event
-    if begun.episode is not None and not unheard(begun.episode):
-        request.app.state.metrics.answered(begun.episode, begun.door)
 
 
 def _event(kind: str, data: object) -> bytes:
