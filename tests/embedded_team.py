@@ -38,8 +38,7 @@ def embedded_model(**others: Any) -> ChatModel:
 
 def everybody(model: ChatModel, **others: ChatModel) -> Models:
     """One model in all roles but these."""
-    planner, executor, manager, judge = (others.get(role.value, model) for role in Role)
-    return Models(planner, executor, manager, judge)
+    return Models(**{role.value: others.get(role.value, model) for role in Role})
 
 
 async def answer_all(tasks: Sequence[Task], team: Team) -> list[Episode]:

@@ -30,6 +30,7 @@ from mia.prompt import Prompt, defuse
 from mia.store.base import storable
 from mia.types import Message, Record, Role
 
+_PROMPT = Prompt.beside(__file__, "longdata_guess")
 DOCUMENTS = 200
 TRIES = 2
 """Of each model."""
@@ -65,7 +66,7 @@ class Filter:
         Right is lenient: a question that is nearly known is left out too. All tries of a model run at once. Raises
         ModelError where a model cannot be asked; a reply that cannot be used is a wrong one.
         """
-        prompt = Prompt.beside(__file__, "longdata_guess").fill(question=defuse(asked.question))
+        prompt = _PROMPT.fill(question=defuse(asked.question))
 
         async def guess(model: ChatModel, number: int) -> bool:
             request = ChatRequest(

@@ -179,6 +179,7 @@ async def test_what_is_recorded_replays_the_same_over_roles_and_sessions(tmp_pat
         ),
         Role.EXECUTOR: ChatReply("", (ToolCall(name="s", arguments={"a": [1]}, id="i"),), "tool_calls", Usage(calls=1)),
         Role.MANAGER: ChatReply("cut", finish_reason="length", usage=Usage(calls=1)),
+        Role.READER: ChatReply("a memory", usage=Usage(calls=1, completion_tokens=2)),
         Role.JUDGE: ChatReply("", malformed_call='{"name": 1}', finish_reason="tool_calls", usage=Usage(calls=1)),
     }
     for take in ("q1", "q2"):

@@ -17,6 +17,7 @@ from mia.types import Message, Question, Role
 
 TEMPERATURE = 0.7
 TOP_P = 0.95
+_PROMPT = Prompt.beside(__file__, "direct")
 
 
 class Method(Protocol):
@@ -42,14 +43,13 @@ class Direct:
 
     def __init__(self, model: ChatModel) -> None:
         self._model = model
-        self._prompt = Prompt.beside(__file__, "direct")
 
     @property
     def prompts(self) -> dict[str, str]:
-        return {self._prompt.name: self._prompt.version}
+        return {_PROMPT.name: _PROMPT.version}
 
     async def answer(self, text: str, question: str, ledger: Ledger) -> str:
-        content = self._prompt.fill(text=defuse(text), question=defuse(question))
+        content = _PROMPT.fill(text=defuse(text), question=defuse(question))
         request = ChatRequest(
             messages=(Message(role="user", content=content),),
             role=Role.READER,

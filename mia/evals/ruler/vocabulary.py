@@ -19,7 +19,7 @@ Kind = Literal["words", "numbers", "uuids"]
 
 @cache
 def _listed(name: str) -> tuple[str, ...]:
-    return tuple(Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8").split())
+    return tuple(Path(__file__).with_name(f"{name}.words").read_text(encoding="utf-8").split())
 
 
 def compounds(chance: random.Random) -> Iterator[str]:
