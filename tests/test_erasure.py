@@ -18,10 +18,11 @@ import pytest
 
 from mia.config import Config, MemorySettings
 from mia.embeddings.hashing import HashingEmbedder
-from mia.erasure import CAPTIONS, Erasure, erase_everywhere
+from mia.erasure import CAPTIONS, LEARNING, SPOOL, Erasure, erase_everywhere
 from mia.errors import StoreError
 from mia.evals.log import EpisodeLog, read_episodes
 from mia.evals.run import LOG, open_run
+from mia.learn.spool import Group, Spool
 from mia.memory.manager import MemoryManager
 from mia.models.ledger import Ledger
 from mia.store import open_store
@@ -202,6 +203,21 @@ def test_one_question_goes_and_the_others_of_its_scope_stay(world: World, what: 
         assert store.count_memories(ANN) == 0
         assert store.count_memories(BOB) == 2
     assert world.files_with(f"Where is {PLANTED}".encode()) == []
+
+
+def test_what_a_run_is_still_to_learn_goes_with_it(world: World) -> None:
+    for scope, subject in ((ANN, PLANTED), (BOB, OTHER)):
+        one = episode("9", f"What eats {subject}?", subject=subject)
+        spool = Spool(world.runs[scope] / LEARNING / SPOOL)
+        spool.put(Group(one.question.id, 0, 0, (one,)))
+        spool.make_ready(Group(one.question.id, 0, 0, (one,)))
+        if scope == ANN:
+            (busy,) = world.erase(scope=ANN).unreached
+            assert "another process is learning" in busy.reason
+        spool.close()
+    assert world.erase(scope=ANN).unreached == ()
+    left = [path.relative_to(world.root).parts[1] for path in world.root.rglob("*.json.gz")]
+    assert left == ["bob"]
 
 
 def test_a_question_whose_run_was_killed_before_it_was_remembered_goes_by_its_words(world: World) -> None:

@@ -26,6 +26,7 @@ ORDER_WITHIN = [
     ["embeddings", "search"],
     ["team", "stages", "episode"],
     ["evals", "erasure"],
+    ["learn", "erasure"],
     ["service", "cli"],
 ]
 """Packages on one floor that may import each other, later ones earlier ones. All of floor 1 may, without cycles."""

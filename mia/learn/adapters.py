@@ -32,7 +32,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -278,6 +278,10 @@ class AdapterStore:
             if self.current() == version:
                 self._check_there(version)
         yield None
+
+    def keeps_samples(self) -> bool:
+        """Whether any version keeps tokens."""
+        return any((self.folder / "versions").glob(f"*/{_TOKENS}"))
 
     # ── changing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -537,6 +541,31 @@ class AdapterStore:
                 raise _failed(f"the version '{name}' could not be begun in '{self.folder}'", error) from error
         return name, number, fresh, descriptor
 
+    def erase_samples(self, episode_ids: Collection[str], question_ids: Collection[str]) -> list[Path]:
+        """Remove the tokens of these episodes, and of all tries of these questions and of the questions of these
+        episodes; the rows without text and tokens stay. Returns the files that were changed."""
+        changed = []
+        with self._alone():
+            # Also what a process left that died while it wrote a version.
+            self._sweep(self._read())
+            for path in sorted((self.folder / "versions").glob(f"*/{_TOKENS}")):
+                rows = _read_rows(path)
+                groups = {row["group"] for row in rows if row["episode_id"] in episode_ids}
+                kept = [row for row in rows if row["group"] not in groups and not _is_of(row["group"], question_ids)]
+                if len(kept) == len(rows):
+                    continue
+                fresh = path.with_name(f".{path.name}")
+                try:
+                    _write_rows(fresh, iter(kept))
+                    _sync(fresh)
+                    fresh.replace(path)
+                    _sync(path.parent)
+                except OSError as error:
+                    fresh.unlink(missing_ok=True)
+                    raise _failed(f"tokens in '{path}' cannot be removed", error) from error
+                changed.append(path)
+        return changed
+
     def _discard(self, name: str) -> None:
         """Remove what there is of a version, unless it is listed: an interrupt may come after it was."""
         with suppress(LearnError), self._alone():
@@ -679,6 +708,11 @@ def _ancestors(page: _Page, version: Version) -> Iterator[Version]:
     while version.parent in page.versions:
         version = page.versions[version.parent]
         yield version
+
+
+def _is_of(group: str, question_ids: Collection[str]) -> bool:
+    """Whether a group is that of one of these questions: named by it, or as a stream names it, `run/question/epoch`."""
+    return group in question_ids or group.partition("/")[2].rpartition("/")[0] in question_ids
 
 
 def _row(rollout: Rollout) -> RolloutRow:

@@ -6,7 +6,8 @@
 
 Always true:
 - The score of a question is on the disk before any of its tries is learnt from, in memory or weights.
-- The tries of a question share one recall, and never see each other's memories.
+- The tries of a question share one recall, and never see each other's memories. What was shown is credited once, under
+  the id of the reported answer: a later verdict on it takes the place of that credit.
 - Canary questions are answered once, and go neither into the memory nor into a batch.
 - What the rollouts go into (`learn.into`) changes nothing of how they are made and judged: four arms of an experiment
   differ in that alone. Without the rollouts, the memory takes in the reported answer, as in any other run.
@@ -24,9 +25,10 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ from mia.learn.rewards import build_reward
 from mia.learn.rollouts import Dropped, RewardFunction, Rollout, Sampled, require_tokens, roll_out
 from mia.learn.selection import accepted, best, by_rule, heard, majority
 from mia.learn.sources import FoundOnce, side_by_side
-from mia.learn.spool import Group, Spool, append_line, read_lines, read_rollouts
+from mia.learn.spool import Fate, Group, Spool, Wiped, append_line, each_line, read_rollouts
 from mia.learn.trainers import Learnt, Trainer, made_of
 from mia.models.base import ChatModel, ChatRequest, Price, TokenModel, TokenReply
 from mia.models.ledger import Account, Budget, Ledger
@@ -57,6 +59,8 @@ UNHEARD = 3
 """Questions in a row that could not be asked, after which a stream stops."""
 _MAY_DIFFER = frozenset({"enabled", "keep", "canary_margin"})
 """Settings that a stream may go on with otherwise."""
+_TRY = re.compile(r"(ep-[0-9a-f]{20})\.\d+")
+"""The id of a try that is not reported: that of the answer that is, and its number."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,21 @@ class Update:
         return self.canary is not None and self.canary.kept
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A question in one pass over its stream."""
+
+    task: Task
+    epoch: int
+    id: str
+    """Of the episode that is reported."""
+    on_event: OnEvent
+
+    @property
+    def place(self) -> str:
+        return f"{self.task.question.id}\n{self.epoch}"
+
+
 class OnlineLearner:
     """One stream. `start` it, hand it tasks (`run`, or `answer_batch`, or `submit` and `flush`), and `close` it."""
 
@@ -140,23 +159,27 @@ class OnlineLearner:
         on_event: OnEvent = ignore,
         on_scored: Callable[[Group], Awaitable[None]] | None = None,
         on_update: Callable[[Update], None] = lambda update: None,
+        keep: int | None = None,
     ) -> None:
         """`team`: who answers; its memory is what is learnt into. `model`: the Planner's, asked for the tries.
         `folder`: where the stream is kept; what is there already is gone on with. `reward`: instead of the one that the
         settings name. `at_once`: tries under way together. `greedy`: the Executor answers at temperature 0 where
         nothing else is said, so that equal requests need be answered once. `account`: of a budget over the whole
-        stream. `on_scored`: called once a score is on the disk, and again after a death, if need be.
+        stream. `on_scored`: called once a score is on the disk, and again after a death, if need be. `keep`:
+        so many scores, updates and unanswered questions are held in memory, the latest; None: all. Of every other
+        question its id alone is held.
 
         Raises ConfigError for a team or settings that cannot learn so, LearnError for a folder that cannot be used.
         """
         check(team, settings, training)
         self.settings = settings
         self.scores: list[Score] = []
-        """All of them so far, in the order in which they were fixed."""
+        """All of them so far, or the last `keep`, in the order in which they were fixed."""
         self.updates: list[Update] = []
         """Those of this process."""
         self.unanswered: dict[str, str] = {}
         """Question id → why its model could not be asked; it stays open."""
+        self._keep = keep
         self.stopped = ""
         """Why the stream ended early, if it did."""
         self.trouble: MiaError | None = None
@@ -188,16 +211,20 @@ class OnlineLearner:
         self._spool = Spool(folder / "spool", redactor)
         try:
             self._run = _open_page(folder / "stream.json", settings, seed)
-            self._scored: dict[tuple[str, int], Score] = {}
-            for page in read_lines(folder / "scores.jsonl"):
+            self._passes: dict[str, int] = {}
+            """Question id → the passes in which it was answered, as bits: a stream may go on for months."""
+            self._begun: dict[str, int] = {}
+            """Question under way → the pass that comes after those that it is under way in."""
+            self._held_out: set[str] = set()
+            for page in each_line(folder / "scores.jsonl"):
                 self._note(_load_score(page))
         except BaseException:
             self._spool.close()
             raise
         self._serving = Serving(training)
         self._canary: list[Task] = []
-        self._held_out = {score.question_id for score in self.scores if score.canary}
-        self._asked = Counter(question_id for question_id, _ in self._scored)
+        self._settling: set[asyncio.Task[None]] = set()
+        """Groups that are taken in, whoever still waits for them."""
         self._writing = asyncio.Lock()
         self._consolidating = asyncio.Lock()
         self._learning = asyncio.Lock()
@@ -230,6 +257,10 @@ class OnlineLearner:
         """Questions whose rollouts the weights have not learnt yet."""
         return len(self._spool.ready())
 
+    def holds_out(self, question_id: str) -> bool:
+        """Whether this question, if it were submitted now, is one of the canary: never learnt from."""
+        return question_id in self._held_out or len(self._held_out) < self._canary_size
+
     # ── a whole stream ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self, tasks: Sequence[Task]) -> None:
@@ -247,11 +278,11 @@ class OnlineLearner:
             )
         await self.start(tasks[:held])
         await side_by_side(
-            self._answer_held_out(task) for task in tasks[:held] if (task.question.id, 0) not in self._scored
+            self._answer_held_out(self._once(task)) for task in tasks[:held] if not self._was_answered(task, 0)
         )
         stream = tasks[held:]
         for epoch in range(self.settings.epochs):
-            left = [task for task in stream if (task.question.id, epoch) not in self._scored]
+            left = [task for task in stream if not self._was_answered(task, epoch)]
             for first in range(0, len(left), self.settings.batch):
                 await self._keep_pace()
                 if self.stopped:
@@ -268,7 +299,7 @@ class OnlineLearner:
         await self._serving.follow()
         for group in await asyncio.to_thread(self._spool.answered):
             await self._record(group)
-            await self._consolidate(group)
+            await self._consolidate(group, self._on_event)
         if self._training is not None:
             await self._finish_interrupted(self._training)
 
@@ -289,37 +320,40 @@ class OnlineLearner:
                 raise LearnError(
                     f"'{task.question.id}' is a question of the canary.", wanted="questions that it does not hold"
                 )
-            if (task.question.id, epoch) in self._scored:
+            if self._was_answered(task, epoch):
                 raise LearnError(f"'{task.question.id}' was scored already in pass {epoch}.")
         await self._serving.follow()
         with self._serving.use() as version:
-            answered = await side_by_side(self._answer(task, epoch, version) for task in tasks)
+            answered = await side_by_side(self._answer_and_score(self._once(task, epoch), version) for task in tasks)
         groups = [group for group in answered if group is not None]
         for group in groups:
-            await self._consolidate(group)
+            await self._consolidate(group, self._on_event)
         await self._learn()
         return groups
 
-    async def submit(self, task: Task) -> Group | None:
+    async def submit(self, task: Task, *, episode_id: str = "", on_event: OnEvent | None = None) -> Group | None:
         """Answer one question of a stream that comes one by one. It is remembered at once; the weights learn whenever
         `learn.batch` questions have come together. The first `learn.canary` are held out. A question that comes again
-        is one of the next pass. None: its model could not be asked.
+        is one of the next pass. None: its model could not be asked. `episode_id`: of the answer that is reported;
+        `on_event`: told of this question, instead of the learner's own.
 
-        Raises LearnError, StoreError.
+        Cancelling breaks the answering off; what is answered is taken in all the same. Raises LearnError, StoreError.
         """
         id = task.question.id
-        if id in self._held_out or len(self._held_out) < self._canary_size:
-            self._held_out.add(id)
-            if id not in {one.question.id for one in self._canary}:
-                self._canary.append(task)
-            return await self._answer_held_out(task, self._count(id))
-        await self._serving.follow()
-        with self._serving.use() as version:
-            group = await self._answer(task, self._count(id), version)
-        if group is not None:
-            await self._consolidate(group)
-            if self.waiting >= self.settings.batch:
-                await self._learn()
+        with self._next_pass(id) as epoch:
+            asked = self._once(task, epoch, episode_id, on_event)
+            if self.holds_out(id):
+                self._held_out.add(id)
+                if id not in {one.question.id for one in self._canary}:
+                    self._canary.append(task)
+                return await self._answer_held_out(asked)
+            await self._serving.follow()
+            with self._serving.use() as version:
+                group = await self._answer(asked, version)
+            if group is not None:
+                await self._to_its_end(self._take_in(group, asked.on_event))
+        if group is not None and self.waiting >= self.settings.batch:
+            await self._learn()
         return group
 
     async def flush(self) -> None:
@@ -328,12 +362,23 @@ class OnlineLearner:
         if self.trouble is not None:
             raise self.trouble
 
+    async def erase(self, edit: Callable[[dict[str, Any]], Fate]) -> Wiped:
+        """Take out of the spool what `edit` says of each group (`Spool.erase`); what is on its way into the memory, or
+        being learnt from, is left as it is, and told. Raises LearnError."""
+        if self._learning.locked():
+            return await asyncio.to_thread(self._spool.erase, edit, in_use=("answered", "ready", "learnt"))
+        async with self._learning:
+            wiped = await asyncio.to_thread(self._spool.erase, edit, in_use=("answered",))
+            self._due = min(self._due, self.waiting)
+        return wiped
+
     async def close(self) -> None:
         """Let go of model, worker and folder. What waits in the spool is learnt when the stream goes on."""
-        background = self._background
-        if background is not None:
-            background.cancel()
-            await asyncio.wait([background])
+        ending = [*self._settling, *([self._background] if self._background is not None else ())]
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
         if self._training is not None:
             await self._training.trainer.close()
         await self._serving.close()
@@ -341,15 +386,22 @@ class OnlineLearner:
 
     # ── answering ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _answer(self, task: Task, epoch: int, version: str) -> Group | None:
-        """All tries of a question, one of them chosen, and its score fixed."""
+    async def _answer_and_score(self, asked: _Asked, version: str) -> Group | None:
+        group = await self._answer(asked, version)
+        if group is not None:
+            await self._put(group)
+        return group
+
+    async def _answer(self, asked: _Asked, version: str) -> Group | None:
+        """All tries of a question, and one of them chosen."""
+        task, epoch = asked.task, asked.epoch
         async with self._questions:
             if self.stopped:
                 return None
-            ledger = self._ledger(task)
+            ledger = self._ledger(asked)
             team = await self._looked_up(task, ledger)
             sampled = await side_by_side(
-                self._try(task, team, epoch, number, version) for number in range(self.settings.samples)
+                self._try(asked, team, number, version) for number in range(self.settings.samples)
             )
             episodes = tuple(one.outcome for one in sampled)
             if not heard(episodes):
@@ -362,19 +414,19 @@ class OnlineLearner:
                 reported = choices["accepted"] = accepted(episodes, f"{self._seed} {task.question.id} {epoch}")
             elif self.settings.report == "best":
                 reported = choices["best"] = await self._best(task, episodes, version, ledger)
-            group = Group(
+            # Whichever it is: whoever asked knows the answer by this id from the beginning.
+            was = episodes[reported].id
+            rollouts = (one.sample for one in sampled if isinstance(one.sample, Rollout))
+            return Group(
                 question_id=task.question.id,
                 epoch=epoch,
                 reported=reported,
                 by_rule=choices,
-                episodes=episodes,
-                rollouts=tuple(one.sample for one in sampled if isinstance(one.sample, Rollout)),
+                episodes=tuple(one.evolve(id=asked.id) if one.id == was else one for one in episodes),
+                rollouts=tuple(replace(one, episode_id=asked.id) if one.episode_id == was else one for one in rollouts),
                 dropped=tuple(one.sample for one in sampled if isinstance(one.sample, Dropped)),
                 version=version,
             )
-            await asyncio.to_thread(self._spool.put, group)
-            await self._record(group)
-            return group
 
     async def _looked_up(self, task: Task, ledger: Ledger) -> Team:
         """The team with what its memory says of the question now: all tries see the same."""
@@ -386,27 +438,26 @@ class OnlineLearner:
             return self._team  # Each try will meet the failure, and keep it.
         return replace(self._team, memory=FoundOnce(self._team.memory, recall))
 
-    async def _try(self, task: Task, team: Team, epoch: int, number: int, version: str) -> Sampled[Episode]:
-        place = f"{task.question.id}\n{epoch}\n{number}"
-        ledger = self._ledger(task)
+    async def _try(self, asked: _Asked, team: Team, number: int, version: str) -> Sampled[Episode]:
+        ledger = self._ledger(asked)
         temperature = self.settings.temperature
         if number == 0 and self.settings.first_temperature is not None:
             temperature = self.settings.first_temperature
 
         async def agent(model: ChatModel, task: Task) -> Episode:
             asking = replace(team, planner=self._planner.asking(model))
-            return await answer(task, asking, ledger, id=self._episode_id(place), run=self._run)
+            return await answer(task, asking, ledger, id=f"{asked.id}.{number}", run=self._run)
 
         async with self._tries:
             return await roll_out(
                 agent,
                 self._model,
-                task,
+                asked.task,
                 self._reward,
                 role=Role.PLANNER,
-                group=f"{self._run}/{task.question.id}/{epoch}",
+                group=f"{self._run}/{asked.task.question.id}/{asked.epoch}",
                 temperature=temperature,
-                seed=int.from_bytes(hashlib.sha256(f"{self._seed}\n{place}".encode()).digest()[:6]),
+                seed=int.from_bytes(hashlib.sha256(f"{self._seed}\n{asked.place}\n{number}".encode()).digest()[:6]),
                 adapter=version,
             )
 
@@ -417,73 +468,107 @@ class OnlineLearner:
                 pairs = await self._team.memory.recall(task.question, kind=MemoryKind.PLAN_PAIR, ledger=ledger)
         return await best(self._planner.asking(_Greedy(self._examinee, version)), episodes, pairs, ledger)
 
-    async def _answer_held_out(self, task: Task, epoch: int = 0) -> Group | None:
+    async def _answer_held_out(self, asked: _Asked) -> Group | None:
         """Answered once, as the line answers; nothing is learnt from it."""
         with self._serving.use() as version:
             async with self._questions:
                 if self.stopped:
                     return None
-                episode = await self._answer_plainly(task, version, self._episode_id(f"{task.question.id}\n{epoch}\n-"))
+                episode = await self._answer_plainly(asked, version)
         if not heard([episode]):
-            self._could_not_be_asked(task, episode)
+            self._could_not_be_asked(asked.task, episode)
             return None
         self._unheard_in_a_row = 0
-        group = Group(task.question.id, epoch, 0, (episode,), version=version, canary=True)
-        await asyncio.to_thread(self._spool.put, group)
-        await self._record(group)
-        await self._consolidate(group)
+        group = Group(asked.task.question.id, asked.epoch, 0, (episode,), version=version, canary=True)
+        await self._to_its_end(self._take_in(group, asked.on_event))
         return group
 
-    async def _answer_plainly(self, task: Task, version: str, id: str) -> Episode:
+    async def _answer_plainly(self, asked: _Asked, version: str) -> Episode:
         """Greedily, with one version; nothing outside the episode changes."""
         planner = self._planner.asking(_Greedy(self._examinee, version))
         line = self._team.line.model_copy(update={"judge": "final"})
-        return await answer(
-            task, replace(self._team, planner=planner, line=line), self._ledger(task), id=id, run=self._run
-        )
+        team = replace(self._team, planner=planner, line=line)
+        return await answer(asked.task, team, self._ledger(asked), id=asked.id, run=self._run)
 
     def _could_not_be_asked(self, task: Task, episode: Episode) -> None:
         assert episode.stop is not None
         self.unanswered[task.question.id] = episode.stop.sentence
+        if self._keep is not None and len(self.unanswered) > self._keep:
+            del self.unanswered[next(iter(self.unanswered))]
         self._unheard_in_a_row += 1
         if self._unheard_in_a_row >= UNHEARD:
             self.stop(f"{UNHEARD} questions in a row could not be asked: {episode.stop.sentence}")
 
     # ── what is kept of it ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _record(self, group: Group) -> None:
-        """Fix the score of a question that is in the spool."""
-        if (group.question_id, group.epoch) not in self._scored:
-            score = Score.of(group)
-            async with self._writing:
-                await asyncio.to_thread(append_line, self._folder / "scores.jsonl", asdict(score))
-            self._note(score)
+    async def _take_in(self, group: Group, on_event: OnEvent) -> None:
+        """All that becomes of an answered question before the weights."""
+        await self._put(group)
+        await self._consolidate(group, on_event)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for it; it goes on where whoever waits goes away. What `close` breaks off is taken up at the start."""
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        await asyncio.shield(task)
+
+    async def _put(self, group: Group) -> None:
+        """Keep an answered question, and fix its score."""
+        # Before it is on the disk: the same question, asked meanwhile, is one of the next pass.
+        self._mark(group.question_id, group.epoch)
+        await asyncio.to_thread(self._spool.put, group)
+        await self._fix_score(group)
         if self._on_scored is not None:
             await self._on_scored(group)
 
+    async def _record(self, group: Group) -> None:
+        """Fix the score of a question that was found in the spool, unless it is."""
+        if not self._is_marked(group.question_id, group.epoch):
+            await self._fix_score(group)
+        if self._on_scored is not None:
+            await self._on_scored(group)
+
+    async def _fix_score(self, group: Group) -> None:
+        score = Score.of(group)
+        async with self._writing:
+            await asyncio.to_thread(append_line, self._folder / "scores.jsonl", asdict(score))
+        self._note(score)
+
     def _note(self, score: Score) -> None:
         self.scores.append(score)
-        self._scored[score.question_id, score.epoch] = score
+        if self._keep is not None:
+            del self.scores[: -self._keep]
+        self._mark(score.question_id, score.epoch)
+        self.unanswered.pop(score.question_id, None)
+        if score.canary:
+            self._held_out.add(score.question_id)
 
-    async def _consolidate(self, group: Group) -> None:
+    def _is_marked(self, question_id: str, epoch: int) -> bool:
+        return bool(self._passes.get(question_id, 0) >> epoch & 1)
+
+    def _mark(self, question_id: str, epoch: int) -> None:
+        self._passes[question_id] = self._passes.get(question_id, 0) | 1 << epoch
+
+    async def _consolidate(self, group: Group, on_event: OnEvent) -> None:
         """Bring a scored question into the memory, and what is left of it before the weights."""
         rollouts = self.settings.into in ("both", "memory")
         taken = list(group.episodes) if rollouts else [group.episode]
         async with self._consolidating:
             if not group.canary and self._team.memory is not None:
-                await self._remember(group, taken)
+                await self._remember(group, taken, on_event)
             if self._team.archive is not None:
                 for episode in taken:
                     await asyncio.to_thread(self._team.archive.save_episode, episode)
             wanted = self._training is not None and group.rollouts and not group.canary
             await asyncio.to_thread(self._spool.make_ready if wanted else self._spool.finish, group)
 
-    async def _remember(self, group: Group, taken: Sequence[Episode]) -> None:
+    async def _remember(self, group: Group, taken: Sequence[Episode], on_event: OnEvent) -> None:
         memory = self._team.memory
         assert memory is not None
         shown = {one.memory_id for episode in taken if episode.recall is not None for one in episode.recall.shown}
-        await memory.credit(f"{self._run}/{group.id}", frozenset(shown), majority(taken))
-        ledger = Ledger(group.question_id, run=self._account, on_event=self._on_event)
+        await memory.credit(group.episode.id, frozenset(shown), majority(taken))
+        ledger = Ledger(group.question_id, run=self._account, on_event=on_event)
         await memory.remember(taken, ledger)
 
     # ── the weights ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -552,6 +637,8 @@ class OnlineLearner:
         await asyncio.to_thread(training.store.prune, self.settings.keep)
         update = Update(parent, len(files), learnt, canary)
         self.updates.append(update)
+        if self._keep is not None:
+            del self.updates[: -self._keep]
         page = asdict(learnt) | {
             "at": time.time(),
             "parent": parent,
@@ -593,7 +680,7 @@ class OnlineLearner:
         return result
 
     async def _examined(self, task: Task, version: str) -> Episode:
-        return await self._answer_plainly(task, version, new_id("ep"))
+        return await self._answer_plainly(self._once(task, episode_id=new_id("ep")), version)
 
     async def _finish_interrupted(self, training: Training) -> None:
         """What a death left between a version and its promotion, or between a version and its spool."""
@@ -612,18 +699,28 @@ class OnlineLearner:
         """The same in all arms: they are to see the same questions."""
         return self.settings.canary
 
-    def _count(self, question_id: str) -> int:
-        """How often a question came before."""
-        before = self._asked[question_id]
-        self._asked[question_id] += 1
-        return before
+    def _was_answered(self, task: Task, epoch: int) -> bool:
+        return self._is_marked(task.question.id, epoch)
 
-    def _ledger(self, task: Task) -> Ledger:
-        return Ledger(task.question.id, budget=self._budget, run=self._account, on_event=self._on_event)
+    @contextlib.contextmanager
+    def _next_pass(self, question_id: str) -> Iterator[int]:
+        """The pass that a question is of which comes now. One that could not be asked leaves its pass open."""
+        epoch = max(self._begun.get(question_id, 0), self._passes.get(question_id, 0).bit_length())
+        self._begun[question_id] = epoch + 1
+        try:
+            yield epoch
+        finally:
+            if self._begun.get(question_id) == epoch + 1:
+                del self._begun[question_id]
 
-    def _episode_id(self, place: str) -> str:
-        """The same for the same try of the same stream, however often it is gone on with."""
-        return "ep-" + hashlib.sha256(f"{self._run}\n{place}".encode()).hexdigest()[:20]
+    def _once(self, task: Task, epoch: int = 0, episode_id: str = "", on_event: OnEvent | None = None) -> _Asked:
+        """Without an id: the same for the same question of the same stream, however often it is gone on with."""
+        place = f"{self._run}\n{task.question.id}\n{epoch}"
+        id = episode_id or "ep-" + hashlib.sha256(place.encode()).hexdigest()[:20]
+        return _Asked(task, epoch, id, on_event or self._on_event)
+
+    def _ledger(self, asked: _Asked) -> Ledger:
+        return Ledger(asked.task.question.id, budget=self._budget, run=self._account, on_event=asked.on_event)
 
 
 class Serving:
@@ -749,6 +846,13 @@ def check(team: Team, settings: LearnSettings, training: Training | None) -> Non
             f"learn.into is '{settings.into}', and there is no memory.",
             hint='learn.into = "weights", or memory.enabled = true',
         )
+
+
+def reported_id(episode_id: str) -> str:
+    """Of a try, the id of the answer that was reported of its question; of all else, its own. What was shown to either
+    is credited under it."""
+    found = _TRY.fullmatch(episode_id)
+    return found[1] if found else episode_id
 
 
 def _correct(episode: Episode) -> bool | None:

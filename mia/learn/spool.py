@@ -16,10 +16,10 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from mia.errors import LearnError, RecordError
 from mia.learn.rollouts import Dropped, Rollout, load_rollout
@@ -29,6 +29,9 @@ from mia.types import Episode, load_episode
 
 FORMAT = 1
 _SUFFIX = ".json.gz"
+
+Fate = Literal["stays", "changed", "goes"]
+"""What becomes of a group that an erasure meets; "changed": where it stood."""
 
 
 def group_id(question_id: str, epoch: int) -> str:
@@ -105,6 +108,16 @@ def load_group(content: Mapping[str, Any]) -> Group:
         raise LearnError(f"this is no group of rollouts ({type(error).__name__}: {error}).") from error
 
 
+@dataclass(frozen=True)
+class Wiped:
+    """What an erasure did in a spool."""
+
+    changed: list[Path]
+    """Files that were written anew, or removed."""
+    left: list[Path]
+    """Files that should have been, and were not: they are in use, or cannot be read."""
+
+
 class Spool:
     """The groups of one stream that are not yet learnt. Sync: a call writes a small file or two."""
 
@@ -139,9 +152,7 @@ class Spool:
         """Keep an answered question; it is on the disk when this returns. Raises LearnError, and nothing is left."""
         path = self._answered / self._fresh_name(group)
         page = replace(group, episodes=tuple(map(self._redactor.model, group.episodes))).as_dict()
-        # Not as UTF-8 at once: texts of models may hold lone surrogates.
-        content = gzip.compress(storable(json.dumps(page, ensure_ascii=False)).encode(), compresslevel=1)
-        _write_whole(path, content)
+        _write_whole(path, _packed(page))
 
     def answered(self) -> list[Group]:
         """What the memory may not yet have taken in, oldest first. Raises LearnError for a file that cannot be read."""
@@ -192,6 +203,33 @@ class Spool:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise _unwritable(path, error) from error
+
+    def erase(self, edit: Callable[[dict[str, Any]], Fate], *, in_use: Collection[str] = ()) -> Wiped:
+        """Take out for good what `edit` says of each group, as JSON (`Group.as_dict`). One without rollouts is only
+        kept where it was not brought into the memory yet. `in_use`: of "answered", "ready" and "learnt", those whose
+        files stay as they are. Raises LearnError."""
+        wiped = Wiped([], [])
+        for part in self._parts:
+            for path in _files(part):
+                try:
+                    page = json.loads(gzip.decompress(path.read_bytes()))
+                    fate = edit(page)
+                except FileNotFoundError:
+                    continue
+                except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+                    wiped.left.append(path)
+                    continue
+                if fate == "stays":
+                    continue
+                if part.name in in_use:
+                    wiped.left.append(path)
+                    continue
+                if fate == "goes" or part != self._answered:
+                    self.remove([path])
+                else:
+                    _write_whole(path, _packed(page))
+                wiped.changed.append(path)
+        return wiped
 
     def close(self) -> None:
         """Let another process have it."""
@@ -247,19 +285,24 @@ def append_line(path: Path, page: Mapping[str, Any]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of such a file; none where it is not there. Raises RecordError for a broken one."""
+    return list(each_line(path))
+
+
+def each_line(path: Path) -> Iterator[dict[str, Any]]:
+    """`read_lines`, one after the other: a file may be longer than what one would hold at once."""
     if not path.exists():
-        return []
-    pages = []
-    content = path.read_bytes()
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-        try:
-            page = json.loads(line)
-        except ValueError as error:
-            raise RecordError(f"'{path}', line {number}: no JSON ({error}).") from error
-        if not isinstance(page, dict):
-            raise RecordError(f"'{path}', line {number}: no JSON object.")
-        pages.append(page)
-    return pages
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return  # A death tore it off.
+            try:
+                page = json.loads(line)
+            except ValueError as error:
+                raise RecordError(f"'{path}', line {number}: no JSON ({error}).") from error
+            if not isinstance(page, dict):
+                raise RecordError(f"'{path}', line {number}: no JSON object.")
+            yield page
 
 
 def _whole(file: BinaryIO) -> int:
@@ -295,6 +338,11 @@ def _lock(path: Path) -> BinaryIO:
             f"another process is learning in '{path.parent}'.", hint="wait for it, or name another folder"
         ) from error
     return file
+
+
+def _packed(page: Mapping[str, Any]) -> bytes:
+    # Not as UTF-8 at once: texts of models may hold lone surrogates.
+    return gzip.compress(storable(json.dumps(page, ensure_ascii=False)).encode(), compresslevel=1)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -205,30 +205,36 @@ class Shelf:
             may = may & numpy.isin(self.column("category"), wanted)
         return may
 
-    def pool(
-        self, vector: Vectors, *, category: str | None, now: float, nearest: int, valued: int, exact: bool
-    ) -> Pool:
-        """The candidates for a question: of each judgement the `nearest` most similar and the `valued` that won most
-        (`score.value`), the newest first among equals. `exact`: everything that may be shown."""
+    def pools(
+        self, vectors: Vectors, *, category: str | None, now: float, nearest: int, valued: int, exact: bool
+    ) -> list[Pool]:
+        """The candidates for each question: of each judgement the `nearest` most similar and the `valued` that won most
+        (`score.value`), the newest first among equals. `exact`: everything that may be shown.
+
+        `vectors`: of shape (questions, dimension). Each pool is, to the last bit, what it would be if its question were
+        asked alone; the rows are read once for all.
+        """
         may = self.eligible(now, category)
         considered = int(numpy.count_nonzero(may))
         if exact or considered <= nearest:
             places = numpy.flatnonzero(may)
-            return Pool(places, self._similarities(vector, places), considered)
-        found: list[Places] = []
-        everything: score.Numbers | None = None
-        for judgement in (True, False):
-            similar = self._search(vector, nearest, judgement, may)
-            if similar is None:
-                if everything is None:
-                    everything = self._everywhere(vector, may)
-                similar = _best(everything, may & (self.column("correct") == judgement), nearest)
-            found.append(similar)
-            if valued:
-                found.append(self._best_valued(judgement, valued, may))
-        places = numpy.unique(numpy.concatenate(found))
-        similarity = self._similarities(vector, places) if everything is None else everything[places]
-        return Pool(places, similarity, considered)
+            return [Pool(places, similarity, considered) for similarity in self._similarities(vectors, places)]
+        judgements = {judgement: may & (self.column("correct") == judgement) for judgement in (True, False)}
+        similar = [[self._search(vector, nearest, judgement, may) for judgement in judgements] for vector in vectors]
+        # Those that no index answers.
+        whole = [number for number, found in enumerate(similar) if any(places is None for places in found)]
+        everywhere = dict(zip(whole, self._everywhere(vectors[whole], may), strict=True)) if whole else {}
+        own = {judgement: numpy.flatnonzero(choice) for judgement, choice in judgements.items()} if whole else {}
+        best_valued = [self._best_valued(judgement, valued, may) for judgement in judgements] if valued else []
+        pools = []
+        for number, vector in enumerate(vectors):
+            found = list(best_valued)
+            for judgement, indexed in zip(judgements, similar[number], strict=True):
+                found.append(indexed if indexed is not None else _best(everywhere[number], own[judgement], nearest))
+            places = numpy.unique(numpy.concatenate(found))
+            similarity = everywhere[number][places] if number in everywhere else self._similarities(vector, places)
+            pools.append(Pool(places, similarity, considered))
+        return pools
 
     def most_similar(self, vector: Vectors, k: int, *, now: float) -> tuple[Places, score.Numbers]:
         """The k most similar that may be shown, best first. The vector is a question's; of memories with captions, only
@@ -244,29 +250,31 @@ class Shelf:
             places = numpy.concatenate(indexed)
             similarity = self._similarities(vector, places)
         else:
-            everything = self._everywhere(vector, may)
-            places = _best(everything, may, k)
+            (everything,) = self._everywhere(vector[None], may)
+            places = _best(everything, numpy.flatnonzero(may), k)
             similarity = everything[places]
         best = numpy.lexsort((-places, -similarity))[:k]
         return places[best], similarity[best]
 
-    def _similarities(self, vector: Vectors, places: Places) -> score.Numbers:
+    def _similarities(self, vectors: Vectors, places: Places) -> score.Numbers:
+        """Of the rows at these places to one vector, or to each of several (`score.cosines`)."""
         if not len(places):
-            return numpy.zeros(0)
-        return score.cosines(self.vectors if len(places) == self._count else self._vectors[places], vector)
+            return numpy.zeros((*vectors.shape[:-1], 0))
+        return score.cosines(self.vectors if len(places) == self._count else self._vectors[places], vectors)
 
-    def _everywhere(self, vector: Vectors, may: Choice) -> score.Numbers:
-        """The similarity of every row that may be shown; other rows have any. A vector that is shorter than the rows is
-        compared with their questions."""
-        questions = self.vectors[:, : len(vector)]
-        if len(vector) < self.dimension:
-            vector = vector / numpy.float32(score.QUESTION_SHARE**0.5)
+    def _everywhere(self, vectors: Vectors, may: Choice) -> score.Numbers:
+        """The similarity of every row that may be shown to each of the vectors, shape (vectors, rows); other rows have
+        any. Vectors that are shorter than the rows are compared with their questions."""
+        length = vectors.shape[1]
+        questions = self.vectors[:, :length]
+        if length < self.dimension:
+            vectors = vectors / numpy.float32(score.QUESTION_SHARE**0.5)
         places = numpy.flatnonzero(may)
         # Rows that lie apart are copied first, which takes several times as long as to measure them.
         if len(places) > self._count // 8:
-            return score.cosines(questions, vector)
-        everything = numpy.zeros(self._count)
-        everything[places] = score.cosines(questions[places], vector)
+            return score.cosines(questions, vectors)
+        everything = numpy.zeros((len(vectors), self._count))
+        everything[:, places] = score.cosines(questions[places], vectors)
         return everything
 
     def _search(self, vector: Vectors, count: int, judgement: bool, may: Choice) -> Places | None:
@@ -293,7 +301,7 @@ class Shelf:
             return shown[:count]
         # Disjoint: what came back into sight is in the index still, or is missing.
         places = numpy.concatenate([shown[:count], missing])
-        return places[_best(self._similarities(vector, places), numpy.ones(len(places), bool), count)]
+        return places[_best(self._similarities(vector, places), numpy.arange(len(places)), count)]
 
     def _best_valued(self, judgement: bool, count: int, may: Choice) -> Places:
         """Those that won most. All are gone through only after a change, or where few of the best may be shown."""
@@ -310,7 +318,7 @@ class Shelf:
     def _by_value(self, own: Choice, count: int) -> Places:
         """The best `count` of the own ones, best first."""
         value = score.value(self.column("uses"), self.column("wins"))
-        places = _best(value, own, count)
+        places = _best(value, numpy.flatnonzero(own), count)
         return places[numpy.lexsort((-places, -value[places]))]
 
     def _codes(self, names: NDArray[numpy.str_]) -> NDArray[numpy.int16]:
@@ -522,9 +530,8 @@ class Bank:
             _LOG.debug("the vector cache of %s is not kept: %s", store.location, error)
 
 
-def _best(values: score.Numbers, own: Choice, count: int) -> Places:
-    """The places of the highest `count` of the own values, in no order; among equals the last."""
-    places: Places = numpy.flatnonzero(own)
+def _best(values: score.Numbers, places: Places, count: int) -> Places:
+    """Of the places, which ascend, those of the highest `count` values, in no order; among equals the last."""
     if len(places) <= count:
         return places
     values = values[places]

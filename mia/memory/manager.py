@@ -24,7 +24,7 @@ from mia.memory import guard
 from mia.memory.compress import CATEGORIES, OTHERS, Compressor
 from mia.memory.lessons import Lesson, Lessons, Origin, is_judged, store_lessons
 from mia.memory.questions import Vectorizer
-from mia.memory.recalling import Found, Recaller
+from mia.memory.recalling import Asked, Found, Recaller
 from mia.memory.retrying import Retried, Retrier, delay, due
 from mia.models.base import ChatModel
 from mia.models.ledger import Ledger
@@ -124,6 +124,13 @@ class MemoryManager:
         if vectors is None:
             vectors = self._vectorizer.vectors(text, caption)
         return self._recaller.recall(vectors, question=text, kind=kind, skip=skip, category=category, k=k)
+
+    def recall_many(self, asked: Sequence[Asked]) -> Sequence[Recall]:
+        """`recall_now` for questions that are embedded and `heard`: all see the memory at one moment, and each gets
+        what it would get alone. Raises StoreError, for all of them."""
+        if not self._store.space():
+            return [Recall(kind=one.kind, wanted=self._recaller.wanted(one.kind, one.k)) for one in asked]
+        return self._recaller.recall_many(asked)
 
     def heard(self, text: str, caption: str = "") -> tuple[str, str]:
         """Question and caption as they would be stored, and so are embedded: a blacked out key makes two questions no

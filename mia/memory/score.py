@@ -64,6 +64,9 @@ _DAY = 86_400.0
 _HEAVIEST = 1e6
 # As many as a recall looks at, as a rule: those shown, those listed, some that are skipped.
 _CHUNK = 32
+_AT_A_TIME = 3 << 18
+"""Bytes of rows that are compared with all vectors before the next ones are fetched: they stay in the cache of a
+core."""
 
 Numbers = NDArray[numpy.float64]
 Counts = NDArray[numpy.int64]
@@ -146,11 +149,24 @@ class Ranked:
 # ── vectors ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cosines(rows: Vectors, vector: Vectors) -> Numbers:
-    """The cosine of each row to the vector, both as `unit_rows` gives them; a row that holds a NaN has cosine 0."""
+def cosines(rows: Vectors, vectors: Vectors) -> Numbers:
+    """The cosine of each row to a vector of shape (d,), or to each of several, of shape (n, d): then of shape
+    (n, number of rows), and to the last bit as if each vector were alone. All as `unit_rows` gives them; a row that
+    holds a NaN has cosine 0.
+    """
+    questions = numpy.atleast_2d(vectors)
+    products = numpy.empty((len(questions), len(rows)), numpy.float32)
+    size = max(1, _AT_A_TIME // (rows.shape[1] * rows.itemsize))
     with numpy.errstate(invalid="ignore", over="ignore"):
-        products: Numbers = (rows @ vector).astype(numpy.float64)
-    return numpy.clip(numpy.nan_to_num(products, posinf=0.0, neginf=0.0), -1.0, 1.0)
+        # Not one product of two matrices: its rounding depends on how many vectors there are.
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            for question, own in zip(questions, products, strict=True):
+                numpy.matmul(rows[part], question, out=own[part])
+    exact = products.astype(numpy.float64)
+    numpy.nan_to_num(exact, copy=False, posinf=0.0, neginf=0.0)
+    numpy.clip(exact, -1.0, 1.0, out=exact)
+    return exact if vectors.ndim == 2 else exact[0]
 
 
 def joined(question: Vectors, caption: Vectors) -> Vectors:

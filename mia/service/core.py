@@ -20,14 +20,14 @@ import traceback
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from mia.config import Config
 from mia.embeddings import memory_embedder
 from mia.episode import absorb, answer
-from mia.erasure import Erasure, Unreached, erase_everywhere
+from mia.erasure import LEARNING as LEARNING
+from mia.erasure import Erasure, Reached, Selection, Unreached, edit_of_groups, erase_everywhere
 from mia.errors import ConfigError, LearnError, MiaError, ModelUnavailable, RecordError, StoreError
 from mia.events import OnEvent, ignore
 from mia.memory.manager import Judgement, MemoryManager
@@ -35,6 +35,7 @@ from mia.models import Models, build_models
 from mia.models.ledger import Ledger
 from mia.redaction import Redactor
 from mia.service.durable import Durable, Job, Pending
+from mia.service.erasing import CANARY, DURABLE, note_scope, places
 from mia.service.live import Ask, Live
 from mia.store import open_store
 from mia.team import StoreArchive, Team, budget, build_team, refuse_babble
@@ -49,15 +50,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mia.service")
 
-DURABLE = "service.db"
-"""In `home`."""
-LEARNING = "learning"
-"""In `home`: the stream that the service learns from."""
-CANARY = "canary.jsonl"
-"""In that folder: the questions that new versions are examined with, so that they are known after a restart."""
 _ABSORBED_AT_ONCE = 16
+_ALL = 1_000_000
 _BREATH = 1.0
 """Seconds after which the background looks again, whatever it was told."""
+_HELD_OF_THE_STREAM = 2_000
+"""Scores that a learner holds in memory: as many as are drawn."""
 _FIRST_DELAY, _LONGEST_DELAY = 2.0, 300.0
 
 
@@ -249,7 +247,7 @@ class Service:
                 if self._closing:
                     raise StoreError("this server is ending.", hint="ask again when it is back")
                 if self._learns(scope):
-                    ask.episode = await self._ask_learning(task)
+                    ask.episode = await self._ask_learning(task, ask)
                 else:
                     ask.episode = await self._answer(task, scope, ask.id, run, stream, ask.tell)
                     await self.accept(ask.episode, scope)
@@ -302,8 +300,11 @@ class Service:
 
     async def feedback(self, id: str, verdict: Verdict) -> Settled:
         """A late verdict: it credits the memories that were shown, and what was learnt from the episode is learnt
-        again under it; where it still waits, it is learnt under this one alone. Raises RecordError where there is no
-        such episode, StoreError, ConfigError (frozen)."""
+        again under it; where it still waits, it is learnt under this one alone. Of a question that versions are
+        examined with nothing is learnt. Raises RecordError where there is no such episode, StoreError, ConfigError
+        (frozen)."""
+        from mia.learn.online import reported_id
+
         self._refuse_frozen()
         async with self._settling(id):
             found = await self.episode(id)
@@ -314,9 +315,9 @@ class Service:
             # From here on nothing absorbs it under the earlier verdict, whatever happens below.
             waited = await asyncio.to_thread(self.durable.amend, judged)
             credited, memories = 0, tuple[Memory, ...]()
-            if self.config.memory.enabled:
+            if self.config.memory.enabled and not self._is_held_out(judged):
                 manager = self.memory(scope)
-                credited = await manager.credit(await self._group(judged), _shown(judged), verdict)
+                credited = await manager.credit(reported_id(id), _shown(judged), verdict)
                 ledger = Ledger(episode.question.id, budget=budget(self.config.budget.question))
                 memories = await manager.remember([judged], ledger)
             # Also where the verdict is the same, and nothing was to be learnt anew.
@@ -326,36 +327,58 @@ class Service:
         self._tell_progress()
         return Settled(judged, credited, memories)
 
-    async def _group(self, episode: Episode) -> str:
-        """Under which name the memories shown to it were credited: a learner credits once for all tries."""
-        if self.learner is None or episode.run != self.learner.run_id:
-            return episode.id
-        from mia.learn.spool import group_id
-
-        scores = (one for one in self.learner.scores if one.episode_id == episode.id)
-        return next((f"{episode.run}/{group_id(one.question_id, one.epoch)}" for one in scores), episode.id)
-
     async def erase(self, id: str) -> Erasure:
         """Remove an episode for good, with what was learnt from it: from the memory, the logs of runs, what waits, the
-        jobs, and what is shown as under way. Raises StoreError, ConfigError (frozen)."""
+        jobs, what the reference's clients keep, what is still to be learnt, and what is shown as under way. Raises
+        StoreError, ConfigError (frozen)."""
         self._refuse_frozen()
         async with self._settling(id):
             found = await self.episode(id)
             if found is not None:
                 await self._let_go(found[0].question.id)
-            await asyncio.to_thread(self.durable.erase, id)
             self.live.forget(id)
-            erasure = await asyncio.to_thread(
-                erase_everywhere, self.store, self.config.home, episode_ids=[id], redactor=self._redactor
-            )
-            left = await asyncio.to_thread(_waits_to_be_learnt, self.config.home / LEARNING, id)
-        return replace(erasure, unreached=(*erasure.unreached, *left))
+            return await self._erase(Selection(episode_ids={id}))
 
     async def erase_memory(self, id: str) -> Erasure:
-        """Remove a memory for good, in whatever state. Raises StoreError, ConfigError (frozen)."""
+        """Remove a memory for good, in whatever state, with what anybody was shown of it. Raises StoreError,
+        ConfigError (frozen)."""
         self._refuse_frozen()
-        return await asyncio.to_thread(
-            erase_everywhere, self.store, self.config.home, memory_ids=[id], redactor=self._redactor
+        async with contextlib.AsyncExitStack() as settled:
+            # What waits is not absorbed with the memory in it meanwhile.
+            for one in await asyncio.to_thread(self.durable.pending, limit=_ALL):
+                if one.kind == "absorb" and id in _shown(one.episode):
+                    await settled.enter_async_context(self._settling(one.id))
+            return await self._erase(Selection(memory_ids={id}))
+
+    async def _erase(self, what: Selection) -> Erasure:
+        erasure = await asyncio.to_thread(
+            erase_everywhere,
+            self.store,
+            self.config.home,
+            memory_ids=what.memory_ids,
+            episode_ids=what.episode_ids,
+            redactor=self._redactor,
+            places=places(self.config.home, durable=self.durable, learns=self.learner is not None),
+        )
+        if self.learner is None:
+            return erasure
+        gone = Selection(
+            memory_ids={*what.memory_ids, *erasure.erased.memories},
+            episode_ids={*what.episode_ids, *erasure.erased.episodes},
+        )
+        reached = Reached()
+        try:
+            wiped = await self.learner.erase(edit_of_groups(gone, reached))
+        except LearnError as error:
+            left = [Unreached(self.config.home / LEARNING, error.got.rstrip("."))]
+        else:
+            reason = "it is being learnt from at this moment, or cannot be read"
+            left = [Unreached(path, reason) for path in wiped.left]
+            erasure = replace(erasure, cleaned=(*erasure.cleaned, *wiped.changed))
+        return replace(
+            erasure,
+            unreached=(*erasure.unreached, *left),
+            unknown=tuple(one for one in erasure.unknown if one not in reached.ids),
         )
 
     def _refuse_frozen(self) -> None:
@@ -428,6 +451,7 @@ class Service:
             raise ConfigError("the service is to learn, and the memory takes nothing in.", hint="memory.enabled = true")
         folder = config.home / LEARNING
         folder.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(note_scope, folder, config.memory.scope)
         team = build_team(
             config, models=learning_models(self.models, config), memory=self.memory(config.memory.scope),
             tools=list(self._base.executor.tools.values()),
@@ -446,7 +470,7 @@ class Service:
             greedy=config.models.of(Role.EXECUTOR).temperature == 0,
             question_budget=budget(config.budget.question),
             redactor=self._redactor,
-            on_event=self._tell_learner,
+            keep=_HELD_OF_THE_STREAM,
         )
         self.adapters = training.store if training is not None else None
         kept = [Task.model_validate(page) for page in await asyncio.to_thread(read_lines, folder / CANARY)]
@@ -457,18 +481,19 @@ class Service:
         """Whether what this scope asks is learnt from: one stream, of one memory."""
         return self.learner is not None and scope == self.config.memory.scope
 
-    def _tell_learner(self, event: Any) -> None:
-        for ask in self.live.asks():
-            # Of its own stream alone: somebody else's question may have the same id.
-            if ask.finished_at is None and ask.question_id == event.question_id and self._learns(ask.scope):
-                ask.tell(event)
+    def _is_held_out(self, episode: Episode) -> bool:
+        """Whether it answers a question that the learner keeps out of the memory."""
+        learner = self.learner
+        return learner is not None and episode.run == learner.run_id and learner.holds_out(episode.question.id)
 
-    async def _ask_learning(self, task: Task) -> Episode:
+    async def _ask_learning(self, task: Task, ask: Ask) -> Episode:
         assert self.learner is not None
         # A stream ends where its model is down; a server goes on, and asks again.
         self.learner.stopped = ""
-        await self._hold_out(task)
-        group = await self.learner.submit(task)
+        # Whoever knows its id already waits with a verdict until it is taken in.
+        async with self._settling(ask.id):
+            await self._hold_out(task)
+            group = await self.learner.submit(task, episode_id=ask.id, on_event=ask.tell)
         if group is None:
             why = self.learner.unanswered.get(task.question.id, "its model could not be asked")
             raise ModelUnavailable(f"the question could not be asked: {why}", hint="mia doctor")
@@ -482,7 +507,7 @@ class Service:
         # In this order the learner meets them.
         async with self._holding_out:
             id = task.question.id
-            if id not in self._canary and len(self._canary) < self.config.learn.canary:
+            if id not in self._canary and self.learner is not None and self.learner.holds_out(id):
                 self._canary[id] = task
                 path = self.config.home / LEARNING / CANARY
                 await asyncio.to_thread(append_line, path, task.model_dump(mode="json"))
@@ -624,7 +649,7 @@ class Service:
         try:
             with self._noted(ask):
                 if self._learns(job.scope):
-                    ask.episode = await self._ask_learning(task)
+                    ask.episode = await self._ask_learning(task, ask)
                 else:
                     ask.episode = await self._answer(task, job.scope, ask.id, job.id, False, ask.tell)
         except MiaError as error:
@@ -636,19 +661,6 @@ class Service:
         if episode.withheld:
             return episode, "the answer is withheld: its support is weak"
         return episode, episode.stop.sentence if episode.answer is None and episode.stop is not None else ""
-
-
-def _waits_to_be_learnt(folder: Path, episode_id: str) -> tuple[Unreached, ...]:
-    """Where an episode still waits for the weights."""
-    from mia.learn.spool import read_group
-
-    holding = []
-    for path in sorted((folder / "spool").glob("*/*.json.gz")):
-        # One that cannot be read was learnt, and removed, at this moment.
-        with contextlib.suppress(LearnError):
-            if any(one.id == episode_id for one in read_group(path).episodes):
-                holding.append(path)
-    return tuple(Unreached(path, "the weights have still to learn from it; then it is removed") for path in holding)
 
 
 def _shown(episode: Episode) -> frozenset[str]:

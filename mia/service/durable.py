@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mia.erasure import Reached, Selection
 from mia.errors import RecordError, StoreError
 from mia.redaction import Redactor
 from mia.store.base import storable
@@ -427,22 +428,22 @@ class Durable:
         self._write(delete)
         self._wipe()
 
-    def erase(self, episode_id: str) -> bool:
-        """Remove an episode for good, from what waits and from the jobs that asked for it, and its traces from the
-        disk; whether there was anything."""
-        nothing = Task(question=Question(id=ERASED, text=ERASED)).model_dump_json()
+    def erase(self, selection: Selection) -> Reached:
+        """Remove what goes for good, from what waits and from the jobs that asked for it, and its traces from the disk.
+        Of a question of a job its place and what it cost stay; of a job of a scope that goes, nothing."""
 
-        def blot_out(connection: sqlite3.Connection) -> bool:
-            waited = connection.execute("DELETE FROM pending WHERE id = ?", (episode_id,)).rowcount
-            asked = connection.execute(
-                "UPDATE items SET task = ?, answer = NULL, error = '', episode_id = '' WHERE episode_id = ?",
-                (nothing, episode_id),
-            ).rowcount
-            return bool(waited or asked)
+        def erase(connection: sqlite3.Connection) -> Reached:
+            reached = Reached()
+            _erase_pending(connection, selection, reached)
+            _erase_jobs(connection, selection, reached)
+            return reached
 
-        found = self._write(blot_out)
-        self._wipe()
-        return found
+        reached = self._write(erase)
+        if reached.ids or reached.blotted or reached.texts:
+            reached.cleaned.append(self._path)
+        # Also where nothing was found: a death may have come before it.
+        self._wipe(whole=True)
+        return reached
 
     def close(self) -> None:
         """Let go of the file; calling it twice is harmless."""
@@ -487,9 +488,12 @@ class Durable:
             )
         return tuple(jobs)
 
-    def _wipe(self) -> None:
-        """Take out of the log of writes what was removed; the file itself is overwritten where it stood."""
+    def _wipe(self, *, whole: bool = False) -> None:
+        """Take out of the log of writes what was removed; the file itself is overwritten where it stood. `whole`: the
+        file is written anew, since pages that rows were moved in may still show them."""
         with self._explained(), self._commits.writing, self._reading:
+            if whole:
+                self._writer.execute("VACUUM")
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -530,6 +534,52 @@ def _put(connection: sqlite3.Connection, kind: str, id: str, scope: str, content
     connection.execute(
         "INSERT OR IGNORE INTO pending (kind, id, scope, json) VALUES (?, ?, ?, ?)", (kind, id, scope, content)
     )
+
+
+def _erase_pending(connection: sqlite3.Connection, selection: Selection, reached: Reached) -> None:
+    for (sequence,) in connection.execute("SELECT sequence FROM pending").fetchall():
+        row = connection.execute("SELECT * FROM pending WHERE sequence = ?", (sequence,)).fetchone()
+        content = json.loads(row["json"])
+        if row["kind"] == "absorb":
+            question, gone = content["question"], selection.takes(content)
+        else:
+            question = {"text": content["question"]}
+            gone = row["id"] in selection.episode_ids or selection.takes_question("", content["question"])
+        if gone or selection.covers(row["scope"]):
+            reached.ids.add(row["id"])
+            reached.note_question(question)
+            connection.execute("DELETE FROM pending WHERE sequence = ?", (sequence,))
+        elif row["kind"] == "absorb" and selection.blot_out(content):
+            reached.blotted.add(row["id"])
+            blotted = storable(json.dumps(content, ensure_ascii=False))
+            connection.execute("UPDATE pending SET json = ? WHERE sequence = ?", (blotted, sequence))
+
+
+def _erase_jobs(connection: sqlite3.Connection, selection: Selection, reached: Reached) -> None:
+    nothing = Task(question=Question(id=ERASED, text=ERASED)).model_dump_json()
+    for job in connection.execute("SELECT id, scope FROM jobs").fetchall():
+        all_go = selection.covers(job["scope"])
+        for item in connection.execute(
+            "SELECT number, task, episode_id FROM items WHERE job = ?", (job["id"],)
+        ).fetchall():
+            question = json.loads(item["task"])["question"]
+            episode_id = item["episode_id"]
+            gone = episode_id in selection.episode_ids or selection.takes_question(question["id"], question["text"])
+            if not (all_go or gone):
+                continue
+            reached.ids |= {episode_id} if episode_id else set()
+            reached.note_question(question)
+            if not all_go:
+                # What is still to be asked is not asked any more.
+                connection.execute(
+                    "UPDATE items SET task = ?, answer = NULL, error = '', episode_id = '', "
+                    "state = CASE state WHEN 'queued' THEN 'cancelled' ELSE state END WHERE job = ? AND number = ?",
+                    (nothing, job["id"], item["number"]),
+                )
+        if all_go:
+            reached.ids.add(job["id"])
+            connection.execute("DELETE FROM items WHERE job = ?", (job["id"],))
+            connection.execute("DELETE FROM jobs WHERE id = ?", (job["id"],))
 
 
 def _without_images(question: Question) -> Question:

@@ -51,7 +51,7 @@ class Ask:
     """One question under way, or done a short while ago."""
 
     id: str
-    """Of the episode that comes of it; where the service learns, `episode` has an id of its own."""
+    """Of the episode that comes of it."""
     scope: str
     question: str
     question_id: str

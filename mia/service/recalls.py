@@ -2,9 +2,9 @@
 
     text → vector (of the last ones, it is known) → recall → JSON
 
-An embedder takes many texts at once in a fraction of the time of one after the other; and a thread that recalls for ten
-is handed over once instead of ten times. Nobody waits for company: a batch is what came while the last one was worked
-on.
+An embedder takes many texts at once in a fraction of the time of one after the other; and for ten recalls the vectors
+of the memory are read once, the store is asked once, and a thread is handed over once. Nobody waits for company: a
+batch is what came while the last one was worked on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mia.embeddings.base import Vectors, unit_rows
 from mia.errors import MiaError, ModelError, ModelUnavailable, RecordError
 from mia.memory.manager import MemoryManager
 from mia.memory.questions import Vectorizer
+from mia.memory.recalling import Asked
 from mia.service.core import Service
 from mia.service.together import Together
 from mia.store.base import MemoryVectors
@@ -35,6 +36,9 @@ KNOWN_TEXTS = 4096
 """Whose vectors are kept."""
 KNOWN_LENGTH = 2000
 """Longer texts are not asked twice."""
+
+_NOTHING = MemoryVectors("", numpy.zeros(0, numpy.float32))
+"""To compare with a store that holds nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class _Ready:
-    """What is wanted, and the vectors of its text, if the store holds anything to compare them with."""
+    """What is wanted, its text as it would be stored, and the vectors of the text, if the store holds anything to
+    compare them with."""
 
     wanted: Wanted
+    heard: tuple[str, str]
     vectors: MemoryVectors | None
 
 
@@ -78,15 +84,14 @@ class Recalls:
     async def recall(self, scope: str, wanted: Wanted) -> bytes:
         """A `Recall` as JSON. Raises RecordError for vectors that are not comparable with the store's, StoreError,
         ModelError (the embedder's)."""
-        vectors = None
-        if wanted.question_vector is None:
-            vectors = await self._vectors(self._service.memory(scope).heard(wanted.text, wanted.caption))
+        manager = self._service.memory(scope)
+        heard = manager.heard(wanted.text, wanted.caption)
+        vectors = await self._vectors(heard) if wanted.question_vector is None else None
         lane = self._lanes.get(scope)
         if lane is None:
-            manager = self._service.memory(scope)
             lane = self._lanes[scope] = Together(partial(self._recall, manager), most=MOST_RECALLS)
         try:
-            return await lane(_Ready(wanted, vectors))
+            return await lane(_Ready(wanted, heard, vectors))
         finally:
             if lane.idle:
                 # A manager that is used no more can be let go of.
@@ -121,36 +126,49 @@ class Recalls:
             return [one for pair in pairs for one in self._embed([pair])]
 
     def _recall(self, manager: MemoryManager, batch: Sequence[_Ready]) -> Sequence[bytes | Exception]:
-        results: list[bytes | Exception] = []
-        settings = self._service.config.memory
-        for ready in batch:
-            wanted = ready.wanted
-            try:
-                vectors = ready.vectors if wanted.question_vector is None else self._given(wanted)
-                recall = manager.recall_now(
-                    wanted.text,
-                    wanted.caption,
-                    vectors=vectors,
-                    kind=wanted.kind,
-                    skip=wanted.skip,
-                    k=(
-                        settings.k_positive if wanted.k_positive is None else wanted.k_positive,
-                        settings.k_negative if wanted.k_negative is None else wanted.k_negative,
-                    ),
-                )
-            except MiaError as error:
-                results.append(error)
-                continue
-            recall = recall.evolve(seconds=time.perf_counter() - wanted.begun)
-            results.append(recall.model_dump_json().encode())
-        return results
+        results: list[bytes | Exception | None] = [None] * len(batch)
+        asked: dict[int, Asked] = {}
+        try:
+            space = self._service.store.space()
+            for place, ready in enumerate(batch):
+                try:
+                    asked[place] = self._asked(manager, ready, space)
+                except MiaError as error:
+                    results[place] = error
+            recalls = manager.recall_many(list(asked.values()))
+        except MiaError as error:
+            if len(batch) == 1:
+                return [error]
+            # Some were embedded before the memory went over to another embedder, and some after.
+            return [one for ready in batch for one in self._recall(manager, [ready])]
+        for place, recall in zip(asked, recalls, strict=True):
+            recall = recall.evolve(seconds=time.perf_counter() - batch[place].wanted.begun)
+            results[place] = recall.model_dump_json().encode()
+        return [one for one in results if one is not None]
 
-    def _given(self, wanted: Wanted) -> MemoryVectors | None:
+    def _asked(self, manager: MemoryManager, ready: _Ready, space: str) -> Asked:
+        """`space`: the store's; empty while nothing is stored. Raises RecordError, ModelError (the embedder's)."""
+        wanted, vectors = ready.wanted, ready.vectors
+        settings = self._service.config.memory
+        if wanted.question_vector is not None and space:
+            vectors = self._given(wanted, space)
+        elif vectors is None:
+            # Nothing was stored yet when it was its turn to be embedded.
+            vectors = self._vectorizer.vectors(*ready.heard) if space else _NOTHING
+        return Asked(
+            vectors,
+            ready.heard[0],
+            wanted.kind,
+            wanted.skip,
+            k=(
+                settings.k_positive if wanted.k_positive is None else wanted.k_positive,
+                settings.k_negative if wanted.k_negative is None else wanted.k_negative,
+            ),
+        )
+
+    def _given(self, wanted: Wanted, space: str) -> MemoryVectors:
         """The vectors that came with a request. Raises RecordError."""
         assert wanted.question_vector is not None
-        space = self._service.store.space()
-        if not space:
-            return None
         if wanted.space and wanted.space != space:
             raise RecordError(
                 "the vectors are of another embedding space than the memory's.",

@@ -27,7 +27,7 @@ from mia.errors import ConfigError, JudgeError, LearnError, ModelRefused, ModelU
 from mia.judges.reference import ReferenceJudge
 from mia.learn.adapters import AdapterStore, State, Version
 from mia.learn.canary import Decision
-from mia.learn.online import OnlineLearner, Training, Update
+from mia.learn.online import OnlineLearner, Training, Update, reported_id
 from mia.learn.rollouts import Reward, Rollout
 from mia.learn.spool import Group, read_lines, read_rollouts
 from mia.learn.trainers import Learnt
@@ -285,12 +285,15 @@ class LateMemory(MemoryManager):
         return await super().remember(group, ledger)
 
     async def credit(self, group: str, shown: frozenset[str], verdict: Verdict) -> int:
-        self._must_be_scored(group.split("/")[1])
+        assert group in {line["episode_id"] for line in read_lines(self._scores)}
         return await super().credit(group, shown, verdict)
 
     def _must_be_scored(self, question_id: str) -> None:
-        path = Path(self.store.location).parent / "learning" / "scores.jsonl"
-        assert question_id in {line["question_id"] for line in read_lines(path)}
+        assert question_id in {line["question_id"] for line in read_lines(self._scores)}
+
+    @property
+    def _scores(self) -> Path:
+        return Path(self.store.location).parent / "learning" / "scores.jsonl"
 
 
 async def test_the_score_is_fixed_before_anything_is_learnt(tmp_path: Path) -> None:
@@ -608,6 +611,93 @@ async def test_many_may_be_submitted_at_once(tmp_path: Path) -> None:
         learnt = Counter(rollout.id for _, some in one.pupil.batches for rollout in some)
         assert len(learnt) == 80
         assert set(learnt.values()) == {1}
+
+
+async def test_a_stream_without_end_holds_the_latest_alone(tmp_path: Path) -> None:
+    async with learning(tmp_path, keep=3) as one:
+        await one.learner.start()
+        for task in stream(8):
+            await one.learner.submit(task)
+        assert [score.question_id for score in one.learner.scores] == ["q5", "q6", "q7"]
+        one.speaker.down = True
+        for task in stream(5, 100):
+            one.learner.stopped = ""
+            assert await one.learner.submit(task) is None
+        assert list(one.learner.unanswered) == ["q102", "q103", "q104"]
+        # What is answered later is open no more.
+        one.speaker.down, one.learner.stopped = False, ""
+        assert await one.learner.submit(question(104)) is not None
+        assert list(one.learner.unanswered) == ["q102", "q103"]
+    async with learning(tmp_path, keep=3) as again:
+        # It knows all the same what came before.
+        assert [score.question_id for score in again.learner.scores] == ["q6", "q7", "q104"]
+        await again.learner.start()
+        group = await again.learner.submit(question(0))
+        assert group.epoch == 1
+        assert len(again.lines) == 10
+
+
+async def test_a_pass_in_which_a_question_could_not_be_asked_stays_open(tmp_path: Path) -> None:
+    async with learning(tmp_path) as one:
+        await one.learner.start()
+        one.speaker.down = True
+        assert await one.learner.submit(question(1)) is None
+        one.speaker.down = False
+        assert (await one.learner.submit(question(1))).epoch == 0
+    async with learning(tmp_path) as again:
+        await again.learner.start()
+        # Else its group, its rollouts and its score would take the names of the earlier ones.
+        groups = await asyncio.gather(*(again.learner.submit(question(1)) for _ in range(3)))
+        assert sorted(group.epoch for group in groups) == [1, 2, 3]
+        assert len({line["episode_id"] for line in again.lines}) == len(again.lines) == 4
+
+
+async def test_who_asks_names_the_answer_and_is_told_of_his_own_question(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"report": "shortest", "canary": 1})
+    async with learning(tmp_path, settings) as one:
+        await one.learner.start()
+        told: dict[str, list[Any]] = {f"mine-{number}": [] for number in range(6)}
+        groups = await asyncio.gather(
+            # The same question three times at once.
+            *(one.learner.submit(question(int(id[-1]) // 3), episode_id=id, on_event=told[id].append) for id in told)
+        )
+        assert [group.episode.id for group in groups] == list(told)
+        assert [line["episode_id"] for line in one.lines] == [group.episode.id for group in one.groups]
+        for group, events in zip(groups, told.values(), strict=True):
+            assert {event.question_id for event in events} == {group.question_id}
+            assert sum(event.kind == "stage_started" and event.stage == "execute" for event in events) == len(
+                group.episodes
+            )
+            ids = {episode.id for episode in group.episodes}
+            assert len(ids) == len(group.episodes)
+            assert {reported_id(id) for id in ids if id != group.episode.id} <= ids | {f"{group.episode.id}.0"}
+            assert {rollout.episode_id for rollout in group.rollouts} <= ids
+            assert group.canary or group.episode.id in {rollout.episode_id for rollout in group.rollouts}
+
+
+async def test_what_is_answered_is_taken_in_though_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryManager):
+        async def remember(self, group: Sequence[Episode], ledger: Ledger) -> tuple[Memory, ...]:
+            reached.set()
+            await go_on.wait()
+            return await super().remember(group, ledger)
+
+    async with learning(tmp_path, memory=Slow) as one:
+        await one.learner.start()
+        asking = asyncio.create_task(one.learner.submit(question(1)))
+        await reached.wait()
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        assert one.memories() == []
+        go_on.set()
+        async with asyncio.timeout(10):
+            while not one.learner.waiting:  # noqa: ASYNC110  # On the disk.
+                await asyncio.sleep(0.01)
+        assert one.memories()
+        assert len(one.lines) == 1
 
 
 # ── what goes wrong ───────────────────────────────────────────────────────────────────────────────────────────────

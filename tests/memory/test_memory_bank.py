@@ -43,7 +43,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def search(shelf: Shelf, vector: object, **changed: object) -> Pool:
     wanted = {"category": None, "now": time.time(), "nearest": 20, "valued": 10, "exact": False}
-    return shelf.pool(vector, **{**wanted, **changed})
+    (pool,) = shelf.pools(numpy.stack([vector]), **{**wanted, **changed})
+    return pool
 
 
 def workflows(bank: Bank, store: MemoryStore) -> Shelf:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from service_team import RIGHT, WORKFLOW, make_service
+from service_team import RIGHT, WORKFLOW, make_service, says, settings
+from shelf import ShelfTool
 
-from mia.errors import StoreError
-from mia.types import Question, Task
+from mia.errors import ModelUnavailable, StoreError
+from mia.models import Models
+from mia.models.base import ChatRequest, Price, TokenReply
+from mia.service.core import Service, given_verdict
+from mia.types import Episode, MemoryState, Question, Task, Usage
 
 QUESTION = "Where was the discoverer of Titan born?"
 
@@ -89,3 +97,148 @@ async def test_scopes_that_are_put_aside_go_on_and_come_back(tmp_path: Path) -> 
             assert len(again.recall.shown) == 1
     finally:
         await service.close()
+
+
+# ── a service that learns ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Telling:
+    """The model of `service_team`, which tells its tokens: what learning asks for."""
+
+    name: str = "telling"
+    context_window: int = 100_000
+    max_tokens: int = 1_000
+    price: Price | None = None
+    down: bool = False
+
+    async def complete(self, request: ChatRequest) -> TokenReply:
+        if request.purpose != "probe" and self.down:
+            raise ModelUnavailable("nobody is there")
+        text = "?" if request.purpose == "probe" else says(request)
+        ids = tuple(text.encode())
+        asked = tuple("|".join(one.content for one in request.messages).encode())
+        usage = Usage(calls=1, prompt_tokens=len(asked), completion_tokens=len(ids))
+        return TokenReply(text=text, usage=usage, prompt_ids=asked, ids=ids, logprobs=(-0.5,) * len(ids))
+
+    async def close(self) -> None: ...
+
+
+@asynccontextmanager
+async def learning(home: Path, model: Telling | None = None, **flags: Any) -> AsyncIterator[Service]:
+    model = model or Telling()
+    given = {"enabled": True, "into": "memory", "samples": 3, "canary": 0, "report": "first", **flags}
+    config = settings(home, memory__floor=-1.0, **{f"learn__{name}": value for name, value in given.items()})
+    service = Service(config, models=Models(model, model, model, model), tools=[ShelfTool()])
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110  # On the disk.
+            await asyncio.sleep(0.02)
+
+
+def counts(service: Service) -> dict[str, tuple[int, int]]:
+    return {one.id: (one.uses, one.wins) for one in service.store.list_memories(None, limit=100)}
+
+
+def shown(episode: Episode) -> set[str]:
+    assert episode.recall is not None
+    return {one.memory_id for one in episode.recall.shown}
+
+
+async def test_a_verdict_takes_the_place_of_the_learners_credit(tmp_path: Path) -> None:
+    async with learning(tmp_path) as service:
+        known = await service.remember("default", QUESTION, WORKFLOW, "correct")
+        episode = await service.ask(task(), "default")
+        assert shown(episode) == {known.id}
+        # Once for all three tries.
+        assert counts(service)[known.id] == (2, 2)
+        made = service.store.count_memories()
+        tries = [one.id for one in service.store.list_episodes(scope="default", limit=10)]
+        assert sorted(tries) == [episode.id, f"{episode.id}.1", f"{episode.id}.2"]
+        for id, correct, expected in (
+            (episode.id, False, (2, 1)),
+            (episode.id, False, (2, 1)),
+            # Whoever looks at another try judges the same group.
+            (f"{episode.id}.2", True, (2, 2)),
+            (episode.id, True, (2, 2)),
+        ):
+            settled = await service.feedback(id, given_verdict(correct))
+            assert settled.credited == 1
+            assert counts(service)[known.id] == expected
+        # What was learnt from it was learnt again, and not beside what was there.
+        assert service.store.count_memories() == made
+        assert not service.durable.pending()
+    async with learning(tmp_path) as service:
+        # A restart credits nothing again, and finds the group by the same name.
+        assert counts(service)[known.id] == (2, 2)
+        await service.feedback(episode.id, given_verdict(False))
+        assert counts(service)[known.id] == (2, 1)
+
+
+async def test_nothing_is_learnt_from_what_a_user_says_of_a_held_out_question(tmp_path: Path) -> None:
+    async with learning(tmp_path, canary=1) as service:
+        known = await service.remember("default", QUESTION, WORKFLOW, "correct")
+        held_out = await service.ask(task(), "default")
+        settled = await service.feedback(held_out.id, given_verdict(False, "no"))
+        assert (settled.credited, settled.memories) == (0, ())
+        assert counts(service) == {known.id: (1, 1)}
+        # The verdict itself is kept.
+        kept = await service.episode(held_out.id)
+        assert kept is not None
+        assert kept[0].verdict is not None
+        assert kept[0].verdict.reason == "no"
+        # The same question of another scope is nobody's canary.
+        other = await service.ask(task(), "other")
+        assert await service.absorbed(other.id)
+        assert (await service.feedback(other.id, given_verdict(False))).memories
+
+
+async def test_what_is_shown_from_the_beginning_is_the_id_of_the_answer(tmp_path: Path) -> None:
+    async with learning(tmp_path, report="random", canary=1) as service:
+        asks = [service.live.begin("default", task(f"{QUESTION} {number // 2}").question, "api") for number in range(6)]
+        episodes = await asyncio.gather(
+            *(service.ask(Task(question=Question.of(one.question)), "default", ask=one) for one in asks)
+        )
+        for ask, episode in zip(asks, episodes, strict=True):
+            assert ask.episode is episode
+            assert ask.id == episode.id
+            found = await service.episode(ask.id)
+            assert found is not None
+            assert found[0].answer == episode.answer
+            # Told of its own tries, though the same question is asked beside it.
+            executed = [one for one in ask.events if one.kind == "stage_finished" and one.stage == "execute"]
+            assert len(executed) in (1, 3)
+        job = await service.submit([task("Once more: where?")], "default")
+        await until(lambda: service.durable.job(job.id).finished_at is not None)
+        (item,) = service.durable.items(job.id)
+        assert item.episode_id in {one.id for one in service.live.asks()}
+        assert await service.episode(item.episode_id) is not None
+
+
+async def test_a_scope_beside_the_stream_is_answered_and_absorbed_as_ever(tmp_path: Path) -> None:
+    async with learning(tmp_path) as service:
+        assert service.learner is not None
+        await asyncio.gather(*(service.ask(task(), scope) for scope in ("default", "other", "other/below", "default")))
+        await until(lambda: not service.durable.pending_count())
+        assert len(service.learner.scores) == 2
+        everything = service.store.list_memories(None, states=tuple(MemoryState), limit=100)
+        assert {one.scope for one in everything} == {"default", "other", "other/below"}
+        assert service.store.count_episodes("other") == 2
+
+
+async def test_a_model_that_is_down_ends_no_stream_for_good(tmp_path: Path) -> None:
+    model = Telling()
+    async with learning(tmp_path, model) as service:
+        model.down = True
+        for number in range(5):
+            with pytest.raises(ModelUnavailable, match="could not be asked"):
+                await service.ask(task(f"{QUESTION} {number}"), "default")
+        model.down = False
+        assert (await service.ask(task(), "default")).answer is not None

@@ -85,9 +85,9 @@ def variables_of(endpoint: Endpoint | None) -> dict[str, str]:
 class Server:
     """One `mia serve`."""
 
-    def __init__(self, nursery: Nursery, home: Path, endpoint: Endpoint | None, **settings: str) -> None:
+    def __init__(self, nursery: Nursery, home: Path, endpoint: Endpoint | None, *options: str, **settings: str) -> None:
         variables = variables_of(endpoint) | settings
-        arguments = ["--home", str(home), "serve", "--port", "0"]
+        arguments = ["--home", str(home), "serve", "--port", "0", *options]
         self.worker: Worker = nursery.start("cli", arguments=arguments, settings=variables)
         said = []
         while True:
@@ -155,8 +155,8 @@ class Serving:
         self.nursery = nursery
         self._servers: list[Server] = []
 
-    def __call__(self, home: Path, endpoint: Endpoint | None = None, **settings: str) -> Server:
-        self._servers.append(Server(self.nursery, home, endpoint, **settings))
+    def __call__(self, home: Path, endpoint: Endpoint | None = None, *options: str, **settings: str) -> Server:
+        self._servers.append(Server(self.nursery, home, endpoint, *options, **settings))
         return self._servers[-1]
 
     @classmethod

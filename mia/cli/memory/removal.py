@@ -57,7 +57,8 @@ def purge(
     Forgotten, replaced or expired memories; they cannot be restored.
 
     With --everything, --episode, --memory or --question: delete somebody's data. That reaches memories in whatever
-    state, episodes, vectors, the audit's texts, caches, backups of the store, and the logs of runs.
+    state, episodes, vectors, the audit's texts, caches, backups of the store, the logs of runs, and what a server
+    keeps in the home. Stop a server before: what it holds is named, and not reached.
     """
     asked = [name for name, given in _selectors(everything, episode, memory, question).items() if given]
     if not asked:
@@ -180,9 +181,11 @@ def _say_what(config: Config, store: SqliteStore, what: dict[str, Any]) -> str:
 def _erase(config: Config, store: SqliteStore, what: dict[str, Any]) -> Erasure:
     from mia.erasure import erase_everywhere
     from mia.redaction import Redactor
+    from mia.service.erasing import places
 
+    redactor = Redactor(config.memory.redact)
     with output.console().status("Deleting…"):
-        return erase_everywhere(store, config.home, redactor=Redactor(config.memory.redact), **what)
+        return erase_everywhere(store, config.home, redactor=redactor, places=places(config.home), **what)
 
 
 def _page(erasure: Erasure) -> dict[str, Any]:
@@ -192,6 +195,7 @@ def _page(erasure: Erasure) -> dict[str, Any]:
         "logged": sorted(erasure.logged),
         "blotted": sorted(erasure.blotted),
         "captions": erasure.captions,
+        "cleaned": [str(path) for path in erasure.cleaned],
         "missing": [str(place) for place in erasure.missing],
         "unknown": list(erasure.unknown),
         "unreached": [{"place": str(one.place), "reason": one.reason} for one in erasure.unreached],
@@ -212,6 +216,8 @@ def _report(erasure: Erasure) -> None:
         output.note(f"In {blotted} of run logs, what was shown of it is blotted out.")
     if erased.backups:
         output.note(f"Removed with it: {', '.join(str(backup) for backup in erased.backups)}")
+    if erasure.cleaned:
+        output.note(f"Taken out of: {', '.join(str(path) for path in erasure.cleaned)}")
     for reference in erasure.unknown:
         output.warn(f"Found nowhere, or gone already: '{one_line(reference, _QUESTION)}'.")
     for place in erasure.missing:

@@ -102,11 +102,16 @@ def clear(manager: MemoryManager) -> int:
     )
 
 
+def folder_of(scope: str) -> str:
+    """The name of the folder of a scope that is not the server's own."""
+    return f"of-{hashlib.sha256(scope.encode()).hexdigest()[:24]}"
+
+
 def _place(config: Config, scope: str, name: str) -> Path:
     """Raises RecordError for a name that is taken by anything but a file, StoreError."""
     folder = config.home / FOLDER
     if scope != config.memory.scope:
-        folder /= f"of-{hashlib.sha256(scope.encode()).hexdigest()[:24]}"
+        folder /= folder_of(scope)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / plain_name(name)

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mia.erasure import Reached, Selection
 from mia.errors import StoreError
+from mia.store.base import storable
 from mia.types import Episode, Image, load_episode
 
 T = TypeVar("T")
@@ -165,6 +167,32 @@ class Registry:
 
         self._write(keep)
 
+    # ── erasure ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def evaluations_of(self, selection: Selection) -> list[tuple[str, Mapping[str, Any]]]:
+        """The evaluations that go, each with its scope. Raises StoreError."""
+        rows = self._select("SELECT scope, json FROM evaluations")
+        pages = ((row["scope"], json.loads(row["json"])) for row in rows)
+        return [(scope, page) for scope, page in pages if _takes(selection, scope, page)]
+
+    def erase(self, selection: Selection) -> Reached:
+        """Remove what goes for good, and its traces from the disk; a ground truth and images, by the id of their
+        question. What the web tools found stays. Raises StoreError."""
+        reached = self._write(lambda connection: _erase(connection, selection))
+        if reached.ids or reached.blotted:
+            reached.cleaned.append(self._path)
+        with self._lock:
+            try:
+                connection = self._opened()
+                # Also where nothing was found: a death may have come before it.
+                connection.execute("VACUUM")
+                busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            except sqlite3.Error as error:
+                raise StoreError(f"'{self._path}' cannot be cleaned: {error}.") from error
+        if busy:
+            raise StoreError(f"'{self._path}' is in use, and traces may be left in its log.")
+        return reached
+
     def close(self) -> None:
         """Let go of the file; a later call opens it again."""
         with self._lock:
@@ -226,6 +254,53 @@ class Registry:
         return self._connection
 
 
+def _takes(selection: Selection, scope: str, evaluation: Mapping[str, Any]) -> bool:
+    chosen = evaluation.get("chosen", {}).values()
+    return (
+        selection.covers(scope)
+        or selection.takes_question(evaluation["data_id"], evaluation["question"])
+        or any(one["episode_id"] in selection.episode_ids for one in chosen)
+    )
+
+
+def _erase(connection: sqlite3.Connection, selection: Selection) -> Reached:
+    reached = Reached()
+    asked: set[tuple[str, str]] = set()
+    """Scope and id of questions that go as a whole."""
+    for (number,) in connection.execute("SELECT sequence FROM candidates").fetchall():
+        row = connection.execute("SELECT * FROM candidates WHERE sequence = ?", (number,)).fetchone()
+        episode = json.loads(row["json"])
+        question = episode["question"]
+        if selection.takes_question(question["id"], question["text"]):
+            asked.add((row["scope"], row["data_id"]))
+        if selection.covers(row["scope"]) or row["data_id"] in selection.question_ids or selection.takes(episode):
+            reached.note(episode)
+            connection.execute("DELETE FROM candidates WHERE sequence = ?", (number,))
+        elif selection.blot_out(episode):
+            reached.blotted.add(episode["id"])
+            content = storable(json.dumps(episode, ensure_ascii=False))
+            connection.execute("UPDATE candidates SET json = ? WHERE sequence = ?", (content, number))
+    for row in connection.execute("SELECT * FROM evaluations").fetchall():
+        page = json.loads(row["json"])
+        if selection.takes_question(page["data_id"], page["question"]):
+            asked.add((row["scope"], page["data_id"]))
+        if _takes(selection, row["scope"], page):
+            reached.note_question({"text": page["question"]})
+            reached.ids |= {page["data_id"], *(one["episode_id"] for one in page.get("chosen", {}).values())}
+            connection.execute("DELETE FROM evaluations WHERE sequence = ?", (row["sequence"],))
+    for table in ("ground_truths", "images"):
+        for scope, id in connection.execute(f"SELECT scope, data_id FROM {table}").fetchall():
+            if not (selection.covers(scope) or id in selection.question_ids or (scope, id) in asked):
+                continue
+            reached.ids.add(id)
+            where = f"FROM {table} WHERE scope = ? AND data_id = ?"
+            if table == "images":
+                (content,) = connection.execute(f"SELECT json {where}", (scope, id)).fetchone()
+                reached.images |= {image["sha256"] for image in json.loads(content)}
+            connection.execute(f"DELETE {where}", (scope, id))
+    return reached
+
+
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.row_factory = sqlite3.Row
     with closing(connection.execute("PRAGMA user_version")) as cursor:
@@ -234,5 +309,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"'{path}' was made by a newer MIA.", hint="install that one, or name another home")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    # What is removed is not left in free pages.
+    connection.execute("PRAGMA secure_delete = ON")
     if version < _VERSION:
         connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
