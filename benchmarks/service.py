@@ -232,7 +232,7 @@ class Server:
     def ready(self) -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=10) as reply:
-                return reply.status == 200
+                return bool(reply.status == 200)
         except (urllib.error.URLError, ConnectionError):
             return False
 

@@ -15,7 +15,7 @@ from mia.service import chat, compat, dashboard, embeddings, problems
 from mia.service.api import adapters, asks, episodes, health, jobs, memories, queue, recall
 from mia.service.auth import Gate
 from mia.service.core import Service
-from mia.service.mcp import server as mcp
+from mia.service.mcp import door as mcp
 from mia.service.metrics import Metrics
 from mia.service.middleware import Envelope, Guard, Limits
 from mia.service.recalls import Recalls

@@ -298,6 +298,53 @@ def test_a_pool_is_what_its_definition_says(
     assert everything.places.tolist() == may
 
 
+@settings(max_examples=60)
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 300),
+    st.integers(1, 20),
+    st.sampled_from([None, "a"]),
+    st.sampled_from([0.0, 0.5, 0.95]),
+    st.booleans(),
+)
+def test_pools_of_many_questions_are_those_of_each_alone_to_the_last_bit(
+    seed: int, count: int, questions: int, category: str | None, hidden: float, exact: bool
+) -> None:
+    shelf = Shelf(4)
+    shelf.apply(*drawn_rows(numpy.random.default_rng(seed), count, hidden))
+    queries = clustered(questions, dimension=4, seed=seed)
+    wanted = {"category": category, "now": 100.0, "nearest": 8, "valued": 4, "exact": exact}
+    # Rows are taken in parts; here these are small.
+    with mock.patch.object(score, "_AT_A_TIME", 7 * 16):
+        together = shelf.pools(queries, **wanted)
+        for query, pool in zip(queries, together, strict=True):
+            assert_same(pool, search(shelf, query, **wanted))
+
+
+def test_pools_of_many_questions_are_those_of_each_alone_with_an_index_too(store: SqliteStore, small: None) -> None:
+    """Of some questions the index finds too little, since all around them is out of sight."""
+    vectors = clustered(4_000)
+    ids = fill(store, vectors)
+    bank = indexed(store)
+    around = numpy.argsort(-(vectors @ vectors[0]))[:600]
+    state(store, [ids[place] for place in around.tolist()], MemoryState.FORGOTTEN)
+    shelf = workflows(bank, store)
+    queries = numpy.concatenate([vectors[:1], clustered(12, seed=1), vectors[around[:2]]])
+    for query, pool in zip(queries, search_many(shelf, queries), strict=True):
+        assert_same(pool, search(shelf, query))
+    bank.close(store)
+
+
+def search_many(shelf: Shelf, vectors: numpy.ndarray) -> list[Pool]:
+    return shelf.pools(vectors, category=None, now=time.time(), nearest=20, valued=10, exact=False)
+
+
+def assert_same(one: Pool, other: Pool) -> None:
+    assert one.considered == other.considered
+    assert one.places.tolist() == other.places.tolist()
+    assert one.similarity.tobytes() == other.similarity.tobytes()
+
+
 def drawn_rows(
     generator: numpy.random.Generator, count: int, hidden: float
 ) -> tuple[Rows, numpy.ndarray, numpy.ndarray]:

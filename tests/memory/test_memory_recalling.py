@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+import numpy
 import pytest
+from filled import clustered, fill
 
 from mia.config import MemorySettings
 from mia.embeddings.hashing import HashingEmbedder
 from mia.errors import ConfigError
+from mia.memory import recalling
 from mia.memory.coverage import READ
 from mia.memory.manager import MemoryManager
 from mia.memory.questions import Vectorizer
-from mia.memory.recalling import Recaller
+from mia.memory.recalling import Asked, Recaller
 from mia.store import open_store
+from mia.store.base import MemoryVectors
 from mia.store.sqlite import SqliteStore
 from mia.types import Memory, MemoryKind, MemoryState, Question, Recall
 
@@ -173,3 +177,69 @@ async def test_what_is_purged_while_texts_are_read_is_not_shown(build: Build, st
 def test_a_weight_that_cannot_be_is_refused_when_the_memory_is_opened(build: Build) -> None:
     with pytest.raises(ConfigError, match=r"memory\.coverage_weight is inf"):
         build(coverage_weight=float("inf"))
+
+
+# ── many at once ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("changed", [{}, {"score": "paper"}, {"coverage_weight": 2.0}, {"balance": "fill"}])
+def test_many_questions_at_once_get_what_each_gets_alone_to_the_last_bit(
+    store: Counting, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]
+) -> None:
+    monkeypatch.setattr(recalling, "NEAREST", 30)
+    monkeypatch.setattr(recalling.time, "time", lambda: 2e5)
+    seen = clustered(150, seed=1)
+    known = fill(store, clustered(400), scope="a") + fill(store, clustered(200, seed=2), scope="a/b", category="time")
+    fill(store, seen, captions=-seen, scope="a/b")
+    fill(store, seen[:40], scope="a", kind=MemoryKind.PLAN_PAIR)
+    recaller = Recaller(store, MemorySettings(scope="a/b", floor=0.1, recency_weight=0.2, **changed))
+    generator = numpy.random.default_rng(0)
+    asked = [
+        Asked(
+            MemoryVectors("test/24", query, -query if number % 4 == 0 else None),
+            f"question {number} and {number + 1}",
+            MemoryKind.PLAN_PAIR if number % 7 == 3 else MemoryKind.WORKFLOW,
+            frozenset(generator.choice(known, 40).tolist()) if number % 3 == 0 else frozenset(),
+            "time" if number % 5 == 0 else "others",
+            (number % 4, 2) if number % 2 else None,
+        )
+        for number, query in enumerate(clustered(40, seed=3))
+    ]
+    alone = [recaller.recall_many([one])[0] for one in asked]
+    assert recaller.recall_many(asked) == alone
+    assert recaller.recall_many(asked[::-1]) == alone[::-1]
+    assert recaller.recall_many([]) == []
+    assert len({one.model_dump_json() for one in alone}) == len(asked)
+
+
+def test_of_many_the_texts_are_read_once(build: Build, store: Counting) -> None:
+    named = learn(build())
+    vectorizer = Vectorizer(store, HashingEmbedder())
+    asked = [Asked(vectorizer.vectors(f"Who is the birthplace of {name}?")) for name in named]
+    store.read.clear()
+    recalls = Recaller(store, MemorySettings(floor=0.1)).recall_many(asked)
+    assert [bool(recall.shown) for recall in recalls] == [True] * len(asked)
+    assert len(store.read) == 1
+
+
+def test_where_one_of_many_is_purged_meanwhile_only_those_that_had_it_are_chosen_again(
+    build: Build, store: Counting
+) -> None:
+    known = learn(build())
+    vectorizer = Vectorizer(store, HashingEmbedder())
+    asked = [Asked(vectorizer.vectors(text)) for text in ("Who is the leader of Vesi?", "birthplace of Toki")]
+    recaller = Recaller(store, MemorySettings(floor=0.3))
+
+    def purge() -> None:
+        with open_store(Path(store.location)) as other:
+            other.transaction(
+                lambda writing: writing.set_state([known["Vesi"]], MemoryState.FORGOTTEN, action="forget", reason="")
+            )
+            other.purge(ids=[known["Vesi"]])
+
+    before = recaller.recall_many(asked)
+    assert known["Vesi"] in ids(before[0])
+    store.before = purge
+    after = recaller.recall_many(asked)
+    assert known["Vesi"] not in {one.memory_id for one in (*after[0].shown, *after[0].passed_over)}
+    assert ids(after[1]) == ids(before[1])

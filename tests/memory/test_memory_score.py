@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -101,6 +101,21 @@ def test_cosines_stay_in_range_and_a_row_is_most_like_itself(rows: numpy.ndarray
         assert ((found >= -1) & (found <= 1)).all()
         if vector.any():
             assert found.max() == pytest.approx(1, abs=1e-5)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 2_500), st.integers(1, 17), st.sampled_from([1, 3, 384, 768]))
+@settings(max_examples=40)
+def test_cosines_to_many_are_those_to_each_alone_to_the_last_bit(
+    seed: int, count: int, questions: int, dimension: int
+) -> None:
+    generator = numpy.random.default_rng(seed)
+    rows = unit_rows(generator.standard_normal((count, dimension)))
+    vectors = unit_rows(generator.standard_normal((questions, dimension)))
+    together = score.cosines(rows, vectors)
+    assert together.shape == (questions, count)
+    for vector, own in zip(vectors, together, strict=True):
+        assert score.cosines(rows, vector).tobytes() == own.tobytes()
+        assert numpy.allclose(own, rows.astype(numpy.float64) @ vector, atol=1e-6)
 
 
 def test_a_row_that_holds_nan_or_infinity_is_similar_to_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -446,3 +447,8 @@ async def test_a_home_that_a_server_holds_is_told_with_what_to_do(tmp_path: Path
         assert b"--home" in err
     finally:
         await service.close()
+
+
+def test_the_protocol_is_loaded_by_the_first_who_asks() -> None:
+    script = "import sys, mia.service.app; sys.exit('mcp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=120, check=False).returncode == 0

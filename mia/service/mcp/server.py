@@ -13,7 +13,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
@@ -39,8 +39,7 @@ from mcp_types import (
     ToolAnnotations,
 )
 from pydantic import ValidationError
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp
 
 import mia
 from mia.errors import MiaError, RecordError
@@ -51,12 +50,8 @@ from mia.service.mcp import resources
 from mia.service.mcp.tools import DOOR, TOOLS, AgentTool, Caller
 from mia.service.problems import NotFound
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
 log = logging.getLogger("mia.service")
 
-PATH = "/mcp"
 INSTRUCTIONS = (
     "MIA is a research agent with a memory of what was tried before. `recall` before you begin something that may have "
     "been tried; `research` a question that needs sources; `remember` how something came out; `feedback` says whether "
@@ -73,43 +68,19 @@ Who = Callable[[Context], Caller]
 # ── the two ways to reach it ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Door:
-    """The app behind `/mcp`. `open` it while the app runs."""
+@contextlib.asynccontextmanager
+async def serving(service: Service) -> AsyncIterator[ASGIApp]:
+    """The app behind `/mcp`, while this is open (`door.py`); what is under way at the end is cancelled."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._manager: StreamableHTTPSessionManager | None = None
-
-    @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """What is under way at the end is cancelled."""
-        manager = StreamableHTTPSessionManager(
-            build_server(self._service, self._who),
-            stateless=True,
-            # Names and origins are checked by the Guard, for every route alike.
-            security_settings=None,
-            max_request_body_size=int(self._service.config.serve.max_body_mb * 1_000_000),
-        )
-        async with manager.run():
-            self._manager = manager
-            try:
-                yield
-            finally:
-                self._manager = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self._manager is not None, "the app is not running"
-        await self._manager.handle_request(scope, receive, send)
-
-    def _who(self, context: Context) -> Caller:
+    def who(context: Context) -> Caller:
         """Raises Forbidden, ConfigError for a scope that is not his, or none."""
         request: Any = context.request
         principal: Principal = request.state.principal
         wanted = request.headers.get("x-mia-scope")
-        scope = principal.choose(wanted, self._service.config.memory.scope)
+        scope = principal.choose(wanted, service.config.memory.scope)
         metrics = request.app.state.metrics
         return Caller(
-            service=self._service,
+            service=service,
             principal=principal,
             scope=scope,
             sees=scope if wanted else principal.scope,
@@ -117,13 +88,15 @@ class Door:
             progress=_progress(context),
         )
 
-
-def install(app: FastAPI, service: Service) -> Door:
-    """Put the door into an app."""
-    door = Door(service)
-    # Only POST: without sessions there is no stream to open and none to end.
-    app.router.routes.append(Route(PATH, door, methods=["POST"], include_in_schema=False))
-    return door
+    manager = StreamableHTTPSessionManager(
+        build_server(service, who),
+        stateless=True,
+        # Names and origins are checked by the Guard, for every route alike.
+        security_settings=None,
+        max_request_body_size=int(service.config.serve.max_body_mb * 1_000_000),
+    )
+    async with manager.run():
+        yield manager.handle_request
 
 
 async def serve_stdio(service: Service) -> None:
