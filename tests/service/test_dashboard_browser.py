@@ -107,6 +107,7 @@ def test_a_question_is_asked_watched_read_and_judged(reader: Reader) -> None:
     expect(page.locator(".facts .badge")).to_have_text("✗ incorrect")
 
 
+@pytest.mark.slow
 def test_a_memory_is_found_forgotten_and_restored(reader: Reader) -> None:
     page, expect = reader.page, sync_api.expect
     ask(page)
@@ -126,6 +127,7 @@ def test_a_memory_is_found_forgotten_and_restored(reader: Reader) -> None:
     expect(page.locator(".timeline li").first).to_contain_text("quarantine")
 
 
+@pytest.mark.slow
 def test_all_of_it_works_without_scripts(browser: Any, tmp_path: Path) -> None:
     with listening(make_service(tmp_path / "home")) as address:
         reader = Reader(browser, address, java_script_enabled=False)
@@ -141,6 +143,7 @@ def test_all_of_it_works_without_scripts(browser: Any, tmp_path: Path) -> None:
         reader.close()
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough(reader: Reader) -> None:
     page, expect = reader.page, sync_api.expect
     ask(page)
@@ -176,6 +179,7 @@ def test_the_keyboard_is_enough(reader: Reader) -> None:
         assert len(reached) >= 10, path
 
 
+@pytest.mark.slow
 def test_a_token_lets_in_and_log_out_ends_it(browser: Any, tmp_path: Path) -> None:
     service = make_service(tmp_path / "home")
     token = add_token(tokens_path(service.config), "ann", scope="acme/ann", days=1)
@@ -197,6 +201,7 @@ def test_a_token_lets_in_and_log_out_ends_it(browser: Any, tmp_path: Path) -> No
         reader.close()
 
 
+@pytest.mark.slow
 def test_light_dark_and_narrow(browser: Any, tmp_path: Path) -> None:
     with listening(make_service(tmp_path / "home")) as address:
         for scheme in ("light", "dark"):
