@@ -44,6 +44,7 @@ from mia.types import Episode, Memory, MemoryKind, Outcome, Role, Task, Verdict
 if TYPE_CHECKING:
     from mia.learn.adapters import AdapterStore
     from mia.learn.online import OnlineLearner
+    from mia.learn.spool import Group
     from mia.search.base import SearchEngine
     from mia.store.base import MemoryStore
     from mia.tools.base import Tool
@@ -487,17 +488,23 @@ class Service:
         return learner is not None and episode.run == learner.run_id and learner.holds_out(episode.question.id)
 
     async def _ask_learning(self, task: Task, ask: Ask) -> Episode:
-        assert self.learner is not None
-        # A stream ends where its model is down; a server goes on, and asks again.
-        self.learner.stopped = ""
         # Whoever knows its id already waits with a verdict until it is taken in.
         async with self._settling(ask.id):
-            await self._hold_out(task)
-            group = await self.learner.submit(task, episode_id=ask.id, on_event=ask.tell)
+            group = await self.try_out(task, episode_id=ask.id, on_event=ask.tell)
         if group is None:
+            assert self.learner is not None
             why = self.learner.unanswered.get(task.question.id, "its model could not be asked")
             raise ModelUnavailable(f"the question could not be asked: {why}", hint="mia doctor")
         return group.episode
+
+    async def try_out(self, task: Task, *, episode_id: str = "", on_event: OnEvent = ignore) -> Group | None:
+        """All tries of a question, which are learnt from; None: its model could not be asked. Raises LearnError where
+        the service does not learn, StoreError."""
+        learner = require_learner(self)
+        # A stream ends where its model is down; a server goes on, and asks again.
+        learner.stopped = ""
+        await self._hold_out(task)
+        return await learner.submit(task, episode_id=episode_id, on_event=on_event)
 
     async def _hold_out(self, task: Task) -> None:
         """Keep the first questions, which the learner holds out, with their references: without them no version could

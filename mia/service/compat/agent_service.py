@@ -328,7 +328,8 @@ async def consolidate_memories(
 async def _consolidate(service: Service, memory: MemoryManager, group: Candidates) -> list[str]:
     """The judgements of the workflows that came of it."""
     shown = {one.memory_id for episode in group.episodes if episode.recall for one in episode.recall.shown}
-    await memory.credit(f"candidates/{group.group}", frozenset(shown), majority(group.episodes))
+    # Under an episode's id, where feedback on it would look for what to take back.
+    await memory.credit(group.episodes[0].id, frozenset(shown), majority(group.episodes))
     memories = await memory.remember(group.episodes, ledger_of(service, group.episodes[0].question))
     return [one.judgement for one in memories if one.kind is MemoryKind.WORKFLOW]
 

@@ -164,7 +164,7 @@ async def _submit(
     if compatibility.steps_told is None:
         compatibility.steps_told = await asyncio.to_thread(_steps, service)
     tasks = await asyncio.to_thread(_tasks, service, compatibility, scope, batch)
-    groups = await _answered(learner, tasks)
+    groups = await _answered(service, learner, tasks)
     if flush or learner.is_learning:
         await learner.flush()
     steps = await asyncio.to_thread(_steps, service)
@@ -176,9 +176,9 @@ async def _submit(
     return RolledOut(global_steps=steps + 1, rollout_buffer_len=waiting, epoch=epoch)
 
 
-async def _answered(learner: OnlineLearner, tasks: Sequence[Task]) -> list[Group]:
+async def _answered(service: Service, learner: OnlineLearner, tasks: Sequence[Task]) -> list[Group]:
     """Raises ModelUnavailable where none of them could be asked."""
-    answered = await asyncio.gather(*(learner.submit(task) for task in tasks))
+    answered = await asyncio.gather(*(service.try_out(task) for task in tasks))
     groups = [group for group in answered if group is not None]
     if not groups:
         why = learner.unanswered.get(tasks[0].question.id, "its model could not be asked")
