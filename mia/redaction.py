@@ -166,6 +166,8 @@ _SHAPES: tuple[tuple[str, re.Pattern[str], tuple[str, ...]], ...] = (
     (_TOKEN, _shape(r"ya29\.[\w-]{20,}"), ("ya29.",)),
     (_SECRET, _shape(r"GOCSPX-[\w-]{20,}"), ("gocspx-",)),
     (_TOKEN, _shape(r"(?:hf_|api_org_)[A-Za-z0-9]{30,}"), ("hf_", "api_org_")),
+    # Our own (`mia token add`).
+    (_TOKEN, _shape(r"mia_[\w-]{40,}"), ("mia_",)),
     (_TOKEN, _shape(r"npm_[A-Za-z0-9]{30,}"), ("npm_",)),
     (_TOKEN, _shape(r"pypi-AgEI[\w-]{40,}"), ("pypi-agei",)),
     (_TOKEN, _shape(r"rubygems_[0-9a-f]{40,}"), ("rubygems_",)),

@@ -59,6 +59,7 @@ TOKENS = {
     "OpenAI project": "sk-proj-" + drawn(120, WORD),
     "Anthropic": "sk-ant-api03-" + drawn(93, WORD),
     "OpenRouter": "sk-or-v1-" + drawn(64, HEX),
+    "ours": "mia_" + drawn(43, WORD),
     "GitHub": "ghp_" + drawn(36),
     "GitHub app": "ghs_" + drawn(36),
     "GitHub fine-grained": f"github_pat_{drawn(22)}_{drawn(59)}",

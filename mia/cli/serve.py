@@ -48,6 +48,7 @@ def serve(
     require("fastapi", extra="service", purpose="`mia serve`")
     from mia.cli.embedded import embedded_default
     from mia.cli.index import announce_first_use
+    from mia.service.auth import tokens_path
 
     config = options.shared(context).config(
         options.team_flags(
@@ -67,7 +68,11 @@ def serve(
         )
         | {"serve.host": host, "serve.port": port, "learn.enabled": learn}
     )
-    config = embedded_default(config) or config
+    embedded = embedded_default(config)
+    if embedded is not None:
+        # Its home is one of its own; the tokens stay where `mia token` keeps them.
+        serve = embedded.serve.model_copy(update={"tokens": str(tokens_path(config))})
+        config = embedded.model_copy(update={"serve": serve})
     announce_first_use(config)
     _serve(config)
 

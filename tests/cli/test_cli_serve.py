@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from embedded_team import needs_embedded_model
 from program import Program
 
 from mia.cli import serve
@@ -34,9 +36,9 @@ QUIET = ("serve", "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--judg
 
 
 @contextmanager
-def served(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(folder: Path, *arguments: str, settings: str = SETTINGS) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its address."""
-    (folder / "mia.toml").write_text(SETTINGS, encoding="utf-8")
+    (folder / "mia.toml").write_text(settings, encoding="utf-8")
     command = [sys.executable, "-m", "mia", "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -131,6 +133,22 @@ def test_the_program_serves_loads_nothing_heavy_and_ends_when_told(tmp_path: Pat
     # What it held is free again.
     with served(tmp_path) as (_, address):
         ready(address)
+
+
+@needs_embedded_model
+def test_with_nothing_configured_a_token_counts_too(tmp_path: Path) -> None:
+    add = [sys.executable, "-m", "mia", "token", "add", "ann"]
+    token = subprocess.run(add, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+    with served(tmp_path, settings="") as (_, address):
+        ready(address)
+        for given, status in ((None, 401), ("mia_wrong", 401), (token, 200)):
+            headers = {"Authorization": f"Bearer {given}"} if given else {}
+            try:
+                with urllib.request.urlopen(urllib.request.Request(f"{address}/v1/memories", headers=headers)) as reply:
+                    got = reply.status
+            except urllib.error.HTTPError as error:
+                got = error.code
+            assert got == status
 
 
 def test_a_server_that_cannot_start_says_why_and_no_more(tmp_path: Path) -> None:
