@@ -55,6 +55,8 @@ from mia.team import Team
 from mia.types import Episode, MemoryKind, Outcome, Role, Task, Verdict, new_id
 
 FORMAT = 1
+EXAMINATIONS = 3
+"""Of one candidate, where somebody changes what answers while it is examined."""
 UNHEARD = 3
 """Questions in a row that could not be asked, after which a stream stops."""
 _MAY_DIFFER = frozenset({"enabled", "keep", "canary_margin"})
@@ -659,25 +661,30 @@ class OnlineLearner:
         if self._canary_size and not self._canary:
             await asyncio.to_thread(training.store.reject, name, reason="there was no canary to examine it with")
             return None
-        await self._serving.load(version)
-
-        try:
-            result = await examine(
-                self._canary,
-                self._examined,
-                self._serving.current,
-                name,
-                margin=self.settings.canary_margin,
-                concurrency=max(1, self._at_once // 2),
-            )
-            if result.kept:
-                await asyncio.to_thread(training.store.promote, name, result)
-            else:
-                await asyncio.to_thread(training.store.reject, name, result)
-        finally:
-            # Also where another process decided otherwise meanwhile.
-            await self._serving.follow()
-        return result
+        for tries_left in reversed(range(EXAMINATIONS)):
+            await self._serving.load(version)
+            compared = self._serving.current
+            try:
+                result = await examine(
+                    self._canary,
+                    self._examined,
+                    compared,
+                    name,
+                    margin=self.settings.canary_margin,
+                    concurrency=max(1, self._at_once // 2),
+                )
+                decide = training.store.promote if result.kept else training.store.reject
+                await asyncio.to_thread(decide, name, result)
+                return result
+            except LearnError:
+                await self._serving.follow()
+                # Where somebody rolled back meanwhile, it is examined beside what answers now.
+                if not tries_left or self._serving.current == compared:
+                    raise
+            finally:
+                # Also where another process decided otherwise meanwhile.
+                await self._serving.follow()
+        raise AssertionError("a decision or an error ends the loop")
 
     async def _examined(self, task: Task, version: str) -> Episode:
         return await self._answer_plainly(self._once(task, episode_id=new_id("ep")), version)
