@@ -25,8 +25,9 @@ from mia.config import ExecutorSettings, LearnSettings, LineSettings, MemorySett
 from mia.embeddings.hashing import HashingEmbedder
 from mia.errors import ConfigError, JudgeError, LearnError, ModelRefused, ModelUnavailable, StoreError
 from mia.judges.reference import ReferenceJudge
+from mia.learn import online
 from mia.learn.adapters import AdapterStore, State, Version
-from mia.learn.canary import Decision
+from mia.learn.canary import Decision, examine
 from mia.learn.online import OnlineLearner, Training, Update, reported_id
 from mia.learn.rollouts import Reward, Rollout
 from mia.learn.spool import Group, read_lines, read_rollouts
@@ -899,6 +900,30 @@ async def test_whatever_the_weights_meet_answers_go_on(tmp_path: Path) -> None:
         await one.learner.run(stream(12))
         assert [len(some) for _, some in one.pupil.batches] == [48]
         assert one.learner.waiting == 0
+
+
+async def test_what_answers_changes_while_a_version_is_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+
+    async def examined(canary: Any, ask: Any, current: str, name: str, **more: Any) -> Any:
+        compared.append(current)
+        if len(compared) == 2:
+            AdapterStore.open(tmp_path / "adapters").rollback(one.store.versions()[0].name)
+        return await examine(canary, ask, current, name, **more)
+
+    monkeypatch.setattr(online, "examine", examined)
+    async with learning(tmp_path) as one:
+        tasks = stream(12)
+        await one.learner.start(tasks[:4])
+        await one.learner.answer_batch(tasks[4:8])
+        first = one.learner.version
+        AdapterStore.open(tmp_path / "adapters").rollback("base")
+        await one.learner.answer_batch(tasks[8:])
+        # It was compared with what answered no more, and then with what answered instead.
+        assert compared == ["", "", first]
+        assert one.learner.version == one.store.versions()[1].name
 
 
 async def test_a_rollback_by_somebody_else_is_followed(tmp_path: Path) -> None:
