@@ -74,7 +74,8 @@ def _last_inside(text: str, tag: str) -> str | None:
     """What the last pair of these tags holds; None if there is no pair."""
     before, closing, _ = text.rpartition(f"</{tag}>")
     _, opening, inside = before.rpartition(f"<{tag}>")
-    return inside if closing and opening else None
+    # A model that stutters closes it more than once.
+    return inside.partition(f"</{tag}>")[0] if closing and opening else None
 
 
 def _read_call(thinking: str, rest: str, opened: int) -> Reply:

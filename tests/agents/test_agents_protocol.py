@@ -24,6 +24,11 @@ def test_a_call_and_an_answer_are_read() -> None:
     assert answer.evidence == (("p-1", "it says so"), ("p-2", "and so"))
 
 
+def test_an_answer_ends_where_it_is_first_closed() -> None:
+    assert read_reply("<think>t</think><answer>unknown</answer></answer> and </answer></answer>").answer == "unknown"
+    assert read_reply("<think>t</think><answer>a</answer> no: <answer>b</answer></answer>").answer == "b"
+
+
 def test_thinking_may_be_opened_by_the_chat_template() -> None:
     assert split_thinking("so I search</think>\nyes") == ("so I search", "yes")
     assert split_thinking("<think>never closed") is None
