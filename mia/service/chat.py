@@ -121,7 +121,7 @@ async def _put(service: Service, asked: Asked) -> _Put:
     return _Put(question, f"question: {_line(rewritten, most=len(rewritten))}", ledger.total)
 
 
-async def _complete(service: Service, asked: Asked, scope: str, metrics: Metrics, request_id: str) -> JSONResponse:
+async def _complete(service: Service, asked: Asked, scope: str, metrics: Metrics, request_id: str) -> Response:
     put = await _put(service, asked)
     begun = service.live.begin(scope, put.question, "chat")
     episode = await service.ask(Task(question=put.question), scope, ask=begun)

@@ -73,7 +73,7 @@ def unheard(episode: Episode) -> bool:
     return episode.answer is None and episode.stop is not None and episode.stop.reason.unheard
 
 
-def reply(episode: Episode, request_id: str) -> JSONResponse:
+def reply(episode: Episode, request_id: str) -> Response:
     """The answer; 503 where the model could not be asked."""
     if unheard(episode):
         assert episode.stop is not None
@@ -88,7 +88,7 @@ def reply(episode: Episode, request_id: str) -> JSONResponse:
         return JSONResponse(body, 503, {"Retry-After": str(RETRY_SECONDS)})
     page = json.dumps(_redacted.record(AskReply.of(episode).model_dump(mode="json")), ensure_ascii=False)
     # A model's text may hold half a character, which cannot be sent.
-    return JSONResponse(json.loads(storable(page)))
+    return Response(storable(page), media_type="application/json")
 
 
 async def _events(request: Request, service: Service, task: Task, scope: str) -> AsyncIterator[bytes]:
@@ -113,7 +113,7 @@ async def _events(request: Request, service: Service, task: Task, scope: str) ->
                     break
                 yield _event(event.kind, event.model_dump(mode="json"))
             episode = await work
-            answered = reply(episode, request_id(request))
+            answered: Response = reply(episode, request_id(request))
             if not unheard(episode):
                 request.app.state.metrics.answered(episode, begun.door)
         except MiaError as error:
