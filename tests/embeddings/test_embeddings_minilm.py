@@ -50,6 +50,27 @@ def test_a_batch_gives_what_single_texts_give_in_their_order(embedder: MiniLMEmb
         assert together[row] == pytest.approx(embedder.embed([text])[0], abs=1e-5)
 
 
+def test_vectors_are_those_of_transformers(embedder: MiniLMEmbedder) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = [
+        "Who wrote Hamlet?",
+        "Ünïcode Straße 東京",
+        "x",
+        "The capital of the Netherlands is " * 90,
+        "[SEP] a [MASK]",
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(minilm.minilm_folder(), local_files_only=True)
+    model = AutoModel.from_pretrained(minilm.minilm_folder(), local_files_only=True).eval()
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.inference_mode():
+        states = model(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1)
+    wanted = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
+    assert embedder.embed(texts) == pytest.approx(wanted, abs=1e-6)
+
+
 def test_what_is_kept_of_a_short_text_cannot_be_spoilt(embedder: MiniLMEmbedder) -> None:
     first = embedder.embed(["the same question"])
     expected = first.copy()
