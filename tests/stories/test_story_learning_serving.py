@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from embedded_team import needs_embedded_model, settings
 
 from mia.config import LearnSettings
@@ -39,8 +36,6 @@ class Service:
 
     folder: Path
     settings: LearnSettings = SETTINGS
-    seconds: list[float] = field(default_factory=list)
-    """That each answer took."""
 
     async def open(self) -> None:
         config = settings(self.folder)
@@ -62,9 +57,7 @@ class Service:
         self.asked = 0
 
     async def answer(self) -> Group:
-        begun = time.monotonic()
         group = await self.learner.submit(self.tasks[self.asked])
-        self.seconds.append(time.monotonic() - begun)
         self.asked += 1
         assert group is not None, self.learner.unanswered
         return group
@@ -123,16 +116,3 @@ async def test_answers_go_on_while_a_version_is_made_and_when_its_maker_is_kille
                 assert not episode.failures
                 assert episode.adapters.get(Role.PLANNER, "") == group.version
                 assert Role.EXECUTOR not in episode.adapters
-
-
-@pytest.mark.slow
-async def test_learning_hardly_slows_the_answers(tmp_path: Path) -> None:
-    """The 95th percentile of an answer's time while the weights learn beside it, against the same without them."""
-    taken: dict[str, float] = {}
-    for into in ("memory", "both"):
-        async with opened(tmp_path / into, SETTINGS.model_copy(update={"into": into})) as service:
-            for _ in range(60):
-                await service.answer()
-            taken[into] = sorted(service.seconds)[56]
-            await asyncio.wait_for(service.learner.flush(), 300)
-    assert taken["both"] <= 2 * taken["memory"], taken
