@@ -69,6 +69,7 @@ def main() -> None:
         trials, wanted.out / "outcomes.jsonl", processes=wanted.processes, at_once=wanted.at_once, on_outcome=tell
     )
     others = read_outcomes(wanted.against / "outcomes.jsonl") if wanted.against else []
+    others = [one for one in others if one.seed <= wanted.seeds]
     page = "\n".join(table(outcomes, wanted.arms, wanted.epochs, others, str(wanted.against)))
     kind = "shifted worlds" if wanted.shifted else "worlds"
     head = (
