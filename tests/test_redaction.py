@@ -438,7 +438,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(TEXTS)
 def test_twice_is_once(text: str) -> None:
     for redactor in (SECRETS, PERSONAL):
@@ -446,7 +446,7 @@ def test_twice_is_once(text: str) -> None:
         assert redactor(once) == once
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(JSON, st.booleans())
 def test_json_stays_json(value: Any, ascii_only: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only)

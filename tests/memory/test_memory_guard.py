@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import time
@@ -255,10 +256,11 @@ def as_episode(run: dict[str, Any]) -> Episode:
 
 
 @needs_data
-def test_recorded_runs_pass() -> None:
-    """All but one, whose answer really holds a tag of our protocol."""
+@pytest.mark.parametrize(("each", "count"), [(8, 465), pytest.param(1, 3724, marks=pytest.mark.slow)])
+def test_recorded_runs_pass(each: int, count: int) -> None:
+    """All but one, which really holds a tag of our protocol, and is among each eighth too."""
     seen, stopped = 0, []
-    for run in rows("trajectories/react_search.jsonl.gz"):
+    for run in itertools.islice(rows("trajectories/react_search.jsonl.gz"), each - 1, None, each):
         past = as_episode(run)
         workflow = compress_by_rules(past)
         assert junk(past.question.text, workflow, prompts=PROMPTS) == ""
@@ -266,15 +268,17 @@ def test_recorded_runs_pass() -> None:
         if suspicion(workflow):
             stopped.append(workflow)
         seen += 1
-    assert seen == 3724
+    assert seen == count
     assert len(stopped) == 1
     assert "<answer>" in stopped[0]
 
 
 @needs_data
-def test_encyclopaedia_passages_pass() -> None:
-    passages = [f"{row['title']}\n{row['text']}" for row in rows("hotpotqa/corpus.jsonl.gz")]
-    assert len(passages) == 12_812
+@pytest.mark.parametrize(("each", "count"), [(8, 1602), pytest.param(1, 12_812, marks=pytest.mark.slow)])
+def test_encyclopaedia_passages_pass(each: int, count: int) -> None:
+    chosen = itertools.islice(rows("hotpotqa/corpus.jsonl.gz"), 0, None, each)
+    passages = [f"{row['title']}\n{row['text']}" for row in chosen]
+    assert len(passages) == count
     assert [passage for passage in passages if suspicion(passage)] == []
 
 
@@ -306,7 +310,7 @@ def test_encyclopaedia_passages_pass() -> None:
     ],
 )
 def test_time_is_linear(piece: str) -> None:
-    small, large = (piece * (size // len(piece)) + " end" for size in (50_000, 400_000))
+    small, large = (piece * (size // len(piece)) + " end" for size in (25_000, 200_000))
     seconds = []
     for text in (small, large):
         begun = time.process_time()
@@ -315,4 +319,4 @@ def test_time_is_linear(piece: str) -> None:
         junk(text, WORKFLOW)
         seconds.append(time.process_time() - begun)
     # Eight times the text: quadratic would be 64 times.
-    assert seconds[1] < 24 * seconds[0] + 0.3, seconds
+    assert seconds[1] < 24 * seconds[0] + 0.15, seconds
