@@ -19,6 +19,7 @@ Each error also *is* the standard-library error it refines, so a caller can catc
     │   └── AddressForbidden (PermissionError)  an address that the guard does not let a fetch reach
     ├── CorpusError       (ValueError)       documents or an index that cannot be used
     ├── StoreError        (RuntimeError)     the memory store cannot be opened, read or written
+    │   └── HomeTaken                        another server works in this home
     ├── JudgeError        (RuntimeError)     a judge could not give a verdict: never the model's zero
     ├── LearnError        (RuntimeError)     learning cannot start or go on
     └── MissingExtra      (ImportError)      an optional library is not installed
@@ -112,6 +113,20 @@ class CorpusError(MiaError, ValueError):
 
 class StoreError(MiaError, RuntimeError):
     """The memory store cannot be opened, read or written."""
+
+
+class HomeTaken(StoreError):
+    """Another server works in this home, and a home has one at a time.
+
+    `pid`: its process, `address`: where it listens, as far as they are known; it may listen nowhere (`mia mcp`).
+    """
+
+    def __init__(
+        self, got: str, *, pid: int | None = None, address: str = "", wanted: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(got, wanted=wanted, hint=hint)
+        self.pid = pid
+        self.address = address
 
 
 class JudgeError(MiaError, RuntimeError):

@@ -57,6 +57,11 @@ class Retrying(_Event):
     wait_seconds: float
     reason: str
 
+    @property
+    def when(self) -> str:
+        """In words: "in 2.5 s", or "at once"."""
+        return f"in {self.wait_seconds:.1f} s" if self.wait_seconds >= 0.05 else "at once"
+
 
 Event = Annotated[StageStarted | StageFinished | StepFinished | TextArrived | Retrying, Field(discriminator="kind")]
 OnEvent = Callable[[StageStarted | StageFinished | StepFinished | TextArrived | Retrying], None]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from mia.prompt import defuse
-from mia.types import Attempt, Step
+from mia.types import Attempt, Step, ToolCall
 
 TRACE_WORDS = 1024
 """Words of an observation that a reflection sees (mia.md, section 2)."""
@@ -44,6 +44,19 @@ def cut_words(text: str, limit: int) -> str:
             return f"{text[:end].rstrip()} … [{left} words cut]"
         count += weight
     return text
+
+
+def describe_call(call: ToolCall) -> str:
+    """A tool call in words, for people: `searches: Titan; moons of Saturn`, `fetch: https://…`."""
+    arguments = call.arguments
+    # However a tool names its argument: where there is one, it says all.
+    (only,) = arguments.values() if len(arguments) == 1 else (None,)
+    texts = [only] if isinstance(only, str) else only
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        told = ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+        return f"{call.name}: {told}" if told else call.name
+    name = "searches" if call.name == "search" else call.name
+    return f"{name}: {'; '.join(texts)}"
 
 
 def render_steps(steps: Sequence[Step], *, words: int = TRACE_WORDS) -> str:

@@ -231,7 +231,7 @@ class StopReason(StrEnum):
     """The question's own budget."""
     RUN_BUDGET = "run_budget"
     MODEL_FAILED = "model_failed"
-    """The model was heard, and gave nothing usable."""
+    """The model was heard, and gave nothing usable: no reply, or turn after turn none that could be read."""
     UNREACHABLE = "unreachable"
     """The model could not be asked; this says nothing about what it can do."""
 

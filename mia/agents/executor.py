@@ -62,6 +62,8 @@ _PROMPTS = _Prompts.beside(__file__, "executor_")
 
 _WHY_NOW = {
     StopReason.CALL_LIMIT: "This is your last turn.",
+    # Its turns could not be read; what was wrong with each it has been told.
+    StopReason.MODEL_FAILED: "This is your last turn.",
     StopReason.TIME_LIMIT: "The time for this question is up.",
     StopReason.CONTEXT_LIMIT: "There is no room for more results.",
 }
@@ -143,14 +145,17 @@ class Executor:
 
     async def execute(self, question: Question, plan: Plan | None, memories: str, ledger: Ledger) -> Execution:
         """Begin: the question with its plan, or where there is no plan with memories, fenced (both may be missing)."""
+        return await self._loop(Execution(question=question, messages=self.open(question, plan, memories)), ledger)
+
+    def open(self, question: Question, plan: Plan | None, memories: str = "") -> Messages:
+        """What it reads before its first turn; the arguments are those of `execute`."""
         guidance = ""
         if plan is not None:
             guidance = "\n" + self._prompts.plan.fill(plan=defuse(plan.text))
         elif memories:
             guidance = "\n" + self._prompts.memories.fill(memories=memories)
         task = self._prompts.task.fill(question=defuse(question.text), guidance=guidance).strip()
-        messages = (self._system, Message(role="user", content=task, images=question.images))
-        return await self._loop(Execution(question=question, messages=messages), ledger)
+        return (self._system, Message(role="user", content=task, images=question.images))
 
     def can_resume(self, execution: Execution, ledger: Ledger) -> bool:
         """Whether calls and time are left for another tool call and an answer."""
@@ -207,12 +212,14 @@ class Executor:
             faults = faults + 1 if read.fault else 0
 
     def _limit(self, execution: Execution, faults: int, ledger: Ledger) -> StopReason | None:
-        """The limit that makes the next call the last one, if any."""
+        """The limit that makes the next call the last one, if any; of unreadable turns, that the model failed."""
         calls_left = self._settings.max_calls - execution.calls
         if ledger.calls_left is not None:
             calls_left = min(calls_left, ledger.calls_left)
-        if calls_left <= 1 or faults > self._settings.protocol_retries:
+        if calls_left <= 1:
             return StopReason.CALL_LIMIT
+        if faults > self._settings.protocol_retries:
+            return StopReason.MODEL_FAILED
         if execution.seconds >= self._settings.max_seconds:
             return StopReason.TIME_LIMIT
         if estimate_tokens(execution.messages) >= self._window:
@@ -346,7 +353,9 @@ class Executor:
             stop = Stop(reason=StopReason.ANSWERED, sentence="The Executor gave its answer.")
         else:
             what = "it answered from what it had" if answer else "it gave no answer"
-            stop = Stop(reason=limit, sentence=f"{self._limit_sentence(limit, execution)}; asked to answer, {what}.")
+            # A model that answered in the end gave something usable.
+            reason = StopReason.ANSWERED if answer and limit is StopReason.MODEL_FAILED else limit
+            stop = Stop(reason=reason, sentence=f"{self._limit_sentence(limit, execution)}; asked to answer, {what}.")
         return replace(execution, stop=stop, answer=answer)
 
     def _limit_sentence(self, limit: StopReason, execution: Execution) -> str:
@@ -354,8 +363,11 @@ class Executor:
             return f"{execution.seconds:.0f} of {self._settings.max_seconds:.0f} seconds were used"
         if limit is StopReason.CONTEXT_LIMIT:
             return f"the conversation reached the window of {self._window} tokens"
+        if limit is StopReason.MODEL_FAILED:
+            turns = self._settings.protocol_retries + 1
+            return f"{turns} turns in a row could be read neither as a tool call nor as an answer"
         if execution.calls < self._settings.max_calls:
-            return f"{execution.calls} calls were made, and no more made sense or were allowed"
+            return f"{execution.calls} calls were made, and no more were allowed"
         return f"{execution.calls} of {self._settings.max_calls} calls were used"
 
     def _failed(self, execution: Execution, reason: StopReason, error: MiaError, begun: float) -> Execution:

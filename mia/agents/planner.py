@@ -94,6 +94,12 @@ class Planner:
         other._model = model
         return other
 
+    def sampling(self, plans: int) -> Planner:
+        """The same Planner, which samples at least so many plans and chooses among them."""
+        other = copy(self)
+        other._best_of = max(plans, self._best_of)
+        return other
+
     @property
     def wants_plan_pairs(self) -> bool:
         """Whether it chooses among plans, for which it likes to see plan pairs."""
@@ -117,8 +123,8 @@ class Planner:
 
         Raises ModelError, BudgetExceeded.
         """
-        words = PLAN_WORDS_WITH_IMAGE if question.images else PLAN_WORDS
-        opening = _open(self._prompts, question, recall, tools, words)
+        words = _plan_words(question)
+        opening = self.open(question, recall, tools)
         model, asked = self._model, opening
         if self._cold_start is not None and recall.cold:
             model, asked = self._cold_start, _open(self._cold_start_prompts, question, recall, tools, words)
@@ -128,6 +134,10 @@ class Planner:
         else:
             text, plan = await self._best_plan(question, model, asked, words, pairs, ledger)
         return Planned(plan, (*opening, Message(role="assistant", content=text)))
+
+    def open(self, question: Question, recall: Recall, tools: str) -> Messages:
+        """The conversation up to the request for a plan, as it is gone on with; the arguments are those of `plan`."""
+        return _open(self._prompts, question, recall, tools, _plan_words(question))
 
     def show(self, messages: Messages, steps: Sequence[Step], answer: Answer | None) -> Messages:
         """The conversation with what the Executor did; observations are cut until it fits the model's window."""
@@ -140,6 +150,11 @@ class Planner:
             if words <= 16 or estimate_tokens((shown,)) <= room:
                 return (*messages, shown)
             words //= 2
+
+    def reflection_request(self, steps: Sequence[Step], answer: Answer | None) -> str:
+        """What `show` and `reflect` ask of it, as one text: for who asks a Planner of his own."""
+        (shown,) = self.show((), steps, answer)
+        return f"{shown.content}\n\n{self._prompts.reflect.text}"
 
     async def reflect(self, messages: Messages, ledger: Ledger) -> Reflected:
         """Say whether to replan, after `show`; exactly one word is read. Raises ModelError, BudgetExceeded."""
@@ -249,6 +264,10 @@ def _open(prompts: _Prompts, question: Question, recall: Recall, tools: str, wor
         question=defuse(question.text), caption=_caption(question), tools=tools, memories=known, words=str(words)
     )
     return (Message(role="system", content=prompts.system.text), Message(role="user", content=request))
+
+
+def _plan_words(question: Question) -> int:
+    return PLAN_WORDS_WITH_IMAGE if question.images else PLAN_WORDS
 
 
 def _caption(question: Question) -> str:

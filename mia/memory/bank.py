@@ -530,6 +530,33 @@ class Bank:
             _LOG.debug("the vector cache of %s is not kept: %s", store.location, error)
 
 
+class Banks:
+    """The banks of one store, held by whoever reads them: what many scopes see of a level above them is in memory once.
+    Thread-safe."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._held: dict[str, tuple[Bank, int]] = {}
+        """By scope, with how many hold it."""
+        self._lock = threading.Lock()
+
+    def hold(self, scope: str) -> Bank:
+        """The bank of a scope, until it is released."""
+        with self._lock:
+            bank, holders = self._held.get(scope) or (Bank(scope), 0)
+            self._held[scope] = bank, holders + 1
+            return bank
+
+    def release(self, scope: str) -> None:
+        """Whoever held it needs it no more; the last one closes it."""
+        with self._lock:
+            bank, holders = self._held.pop(scope)
+            if holders > 1:
+                self._held[scope] = bank, holders - 1
+                return
+        bank.close(self._store)
+
+
 def _best(values: score.Numbers, places: Places, count: int) -> Places:
     """Of the places, which ascend, those of the highest `count` values, in no order; among equals the last."""
     if len(places) <= count:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mia.errors import BudgetExceeded, ModelError
+from mia.errors import BudgetExceeded, ContextOverflow, ModelError
 from mia.memory import guard
 from mia.models.base import ChatModel, ChatReply, ChatRequest, estimate_tokens
 from mia.models.ledger import Ledger
@@ -64,6 +64,8 @@ class Compressed:
     by: str
     error: str = ""
     """Why rules wrote it although there is a model."""
+    hopeless: bool = False
+    """That model can never write it: the episode is too long for its window."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Category:
     name: str
     error: str = ""
     """Why it is "others" although there is a model that was to name it."""
+    hopeless: bool = False
+    """That model can never name it: the question is too long for its window."""
 
 
 class Compressor:
@@ -103,13 +107,14 @@ class Compressor:
     async def compress(self, episode: Episode, ledger: Ledger) -> Compressed:
         """The workflow of an episode's attempts."""
         if self._model is not None:
+            hopeless = False
             try:
                 workflow, error = await self._ask_for_workflow(self._model, episode, ledger)
             except (ModelError, BudgetExceeded) as failure:
-                workflow, error = "", failure.got
+                workflow, error, hopeless = "", failure.got, isinstance(failure, ContextOverflow)
             if workflow:
                 return Compressed(workflow, self._model.name)
-            return Compressed(compress_by_rules(episode), RULES, error)
+            return Compressed(compress_by_rules(episode), RULES, error, hopeless)
         return Compressed(compress_by_rules(episode), RULES)
 
     async def categorise(self, question: Question, ledger: Ledger) -> Category:
@@ -130,7 +135,7 @@ class Compressor:
             reply = await self._ask(self._model, messages, "categorise", ledger, json_schema=schema)
             category = json.loads(_said(reply.text))["category"]
         except (ModelError, BudgetExceeded) as failure:
-            return Category(OTHERS, failure.got)
+            return Category(OTHERS, failure.got, isinstance(failure, ContextOverflow))
         except (ValueError, TypeError, KeyError):
             category = None
         return Category(category) if category in CATEGORIES else Category(OTHERS, "the model named no category")

@@ -15,7 +15,8 @@ from typing import Literal
 
 from mia.config import MemorySettings
 from mia.memory import guard, score
-from mia.memory.compress import Compressed, Compressor
+from mia.memory.compress import Category, Compressed, Compressor
+from mia.memory.waiting import delay
 from mia.models.ledger import Ledger
 from mia.store.base import MemoryVectors, Task, Writing
 from mia.types import (
@@ -49,8 +50,8 @@ class Lesson:
     """Look for near-duplicates of the same judgement only, so that a question's negative survives its positive."""
     suspicion: str = ""
     """Why it is quarantined."""
-    waiting: tuple[tuple[Task, str], ...] = ()
-    """What a model could not do for it, and why."""
+    waiting: tuple[tuple[Task, Compressed | Category], ...] = ()
+    """What a model could not do for it, and what came of it instead, which says why."""
     guessed: bool = False
     """No tool was used: it says what was answered, and no way to it."""
 
@@ -76,13 +77,13 @@ class Lessons:
         if not chosen:
             return []
         category = await self._compressor.categorise(chosen[0].question, ledger)
-        unsorted = [(Task.CATEGORISE, category.error)] if category.error else []
+        unsorted = [(Task.CATEGORISE, category)] if category.error else []
         lessons = []
         for episode in chosen:
             compressed = await self._compressor.compress(episode, ledger)
             if guard.junk(episode.question.text, compressed.workflow):
                 continue
-            unwritten = [(Task.COMPRESS, compressed.error)] if compressed.error else []
+            unwritten = [(Task.COMPRESS, compressed)] if compressed.error else []
             memory = self._memory(
                 episode, category.name, origin, workflow=compressed.workflow, compressed_by=compressed.by
             )
@@ -147,7 +148,7 @@ class Lessons:
         memory: Memory,
         vectors: MemoryVectors,
         within_judgement: bool,
-        waiting: tuple[tuple[Task, str], ...],
+        waiting: tuple[tuple[Task, Compressed | Category], ...],
     ) -> Lesson:
         suspicion = guard.suspicion_of(memory) if self._settings.quarantine else ""
         if suspicion:
@@ -208,8 +209,9 @@ def store_lessons(writing: Writing, lessons: Sequence[Lesson], *, replace_below:
             held.append(duplicate.id)
             continue
         writing.insert(memory, lesson.vectors, replaces=duplicate.id if duplicate else "", reason=lesson.suspicion)
-        for task, error in lesson.waiting:
-            writing.enqueue(task, memory.id, scope=memory.scope, error=error, delay=0)
+        for task, instead in lesson.waiting:
+            seconds = delay(0, hopeless=instead.hopeless)
+            writing.enqueue(task, memory.id, scope=memory.scope, error=instead.error, delay=seconds)
         held.append(memory.id)
     return held
 

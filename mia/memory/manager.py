@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from mia.config import MemorySettings
 from mia.embeddings.base import Embedder
-from mia.errors import ConfigError, ModelError, RecordError
+from mia.errors import ConfigError, ContextOverflow, ModelError, RecordError
 from mia.events import StageFinished
 from mia.memory import guard
+from mia.memory.bank import Banks
 from mia.memory.compress import CATEGORIES, OTHERS, Compressor
 from mia.memory.lessons import Lesson, Lessons, Origin, is_judged, store_lessons
 from mia.memory.questions import Vectorizer
 from mia.memory.recalling import Asked, Found, Recaller
-from mia.memory.retrying import Retried, Retrier, delay, due
+from mia.memory.retrying import Retried, Retrier
+from mia.memory.waiting import delay, due
 from mia.models.base import ChatModel
 from mia.models.ledger import Ledger
 from mia.prompt import PromptStyle
@@ -35,7 +38,7 @@ from mia.store.base import MemoryStore, MemoryVectors, Task, Waiting, Writing, s
 from mia.types import Episode, Memory, MemoryKind, MemoryState, Outcome, Question, Recall, Verdict
 
 RETRIED = 2
-"""Entries of the queue that are worked off after an episode, as long as the model answers."""
+"""Entries of the queue that are worked off at a time, by the clock or after an episode as long as the model answers."""
 
 UNDER_WAY = 600.0
 """Seconds after which an episode whose remembering was broken off is taken up again."""
@@ -56,15 +59,21 @@ class MemoryManager:
         model: ChatModel | None = None,
         *,
         style: PromptStyle = "full",
+        banks: Banks | None = None,
     ) -> None:
+        """`banks`: of the store, where managers of several scopes are to share them."""
         self._store = store
         self._settings = settings
         self._redactor = Redactor(settings.redact)
         self._compressor = Compressor(model, categories=settings.categories, style=style)
         self._vectorizer = Vectorizer(store, embedder)
         self._lessons = Lessons(self._compressor, settings)
-        self._recaller = Recaller(store, settings)
+        self._recaller = Recaller(store, settings, banks)
         self._retrier = Retrier(store, self._compressor, self._lessons, self._learn_again)
+        self._retrying = False
+        """Some of the queue is worked off at this moment."""
+        self._remembering: Counter[str] = Counter()
+        """Episodes that are learnt from at this moment; that they wait in the queue is for the case of a death."""
 
     @property
     def store(self) -> MemoryStore:
@@ -89,17 +98,19 @@ class MemoryManager:
         *,
         kind: MemoryKind = MemoryKind.WORKFLOW,
         skip: frozenset[str] = frozenset(),
+        floor: float | None = None,
         ledger: Ledger | None = None,
     ) -> Recall:
         """The few past workflows that matter, or the most similar plan pairs. Raises StoreError, ModelError (the
         embedder's).
 
-        With categories on and a ledger, memories of other categories are left out; "others" goes with all.
+        `floor`: nothing less similar is shown, instead of what the settings say. With categories on and a ledger,
+        memories of other categories are left out; "others" goes with all.
         """
         begun = time.perf_counter()
         category = (await self._compressor.categorise(question, ledger)).name if ledger is not None else OTHERS
         recall = await asyncio.to_thread(
-            self.recall_now, question.text, question.caption, kind=kind, skip=skip, category=category
+            self.recall_now, question.text, question.caption, kind=kind, skip=skip, category=category, floor=floor
         )
         return recall.evolve(seconds=time.perf_counter() - begun)
 
@@ -113,17 +124,18 @@ class MemoryManager:
         skip: Collection[str] = frozenset(),
         category: str = OTHERS,
         k: tuple[int, int] | None = None,
+        floor: float | None = None,
     ) -> Recall:
         """`recall`, for callers that are not async, or have embedded the question themselves: then `vectors` are those
         of `heard(text, caption)`, and the text may be empty. `k`: so many memories of correct and of incorrect answers,
-        instead of what the settings say. Raises StoreError, ModelError (the embedder's)."""
+        and `floor`, instead of what the settings say. Raises StoreError, ModelError (the embedder's)."""
         if not self._store.space():
             # Nothing is stored: the embedder, which may take seconds to load, is left alone.
             return Recall(kind=kind, wanted=self._recaller.wanted(kind, k))
         text, caption = self.heard(text, caption)
         if vectors is None:
             vectors = self._vectorizer.vectors(text, caption)
-        return self._recaller.recall(vectors, question=text, kind=kind, skip=skip, category=category, k=k)
+        return self._recaller.recall(vectors, question=text, kind=kind, skip=skip, category=category, k=k, floor=floor)
 
     def recall_many(self, asked: Sequence[Asked]) -> Sequence[Recall]:
         """`recall_now` for questions that are embedded and `heard`: all see the memory at one moment, and each gets
@@ -176,6 +188,19 @@ class MemoryManager:
         many memories the store holds now for them. Raises StoreError, ConfigError (frozen)."""
         self._refuse_frozen()
         return await self._remember(groups, ledger, origin=origin)
+
+    async def retry_due(self, ledger: Ledger) -> Retried:
+        """Work off a few entries of the scope's queue whose time has come; none while another call does, or where the
+        memory is frozen. Raises StoreError."""
+        if self._retrying or self._settings.frozen:
+            return Retried()
+        self._retrying = True
+        try:
+            waiting = [one for one in await self._queue() if not self._remembering[one.subject]]
+            entries = due(self._retrier.possible(waiting), time.time())[:RETRIED]
+            return await self._retrier.retry(entries, ledger)
+        finally:
+            self._retrying = False
 
     async def retry(self, ledger: Ledger, *, on_progress: Callable[[int, int], None] | None = None) -> Retried:
         """Work off the whole queue of the scope, due or not. Raises StoreError, ConfigError (frozen)."""
@@ -297,21 +322,28 @@ class MemoryManager:
         fresh, stale = await asyncio.to_thread(self._fresh, groups)
         if not fresh:
             return 0
-        # Kept first, and in the queue: a lesson needs a model and an embedder, and may come later or never.
-        await asyncio.to_thread(self._store.transaction, lambda writing: self._save(writing, fresh, stale))
+        ids = [episode.id for group in fresh for episode in group]
+        self._remembering.update(ids)
         try:
+            # Kept first, and in the queue: a lesson needs a model and an embedder, and may come later or never.
+            await asyncio.to_thread(self._store.transaction, lambda writing: self._save(writing, fresh, stale))
             lessons = await self._learn(fresh, ledger, origin, stale)
         except ModelError as error:
-            trouble = error.got
-            await asyncio.to_thread(self._store.transaction, lambda writing: self._put_off(writing, fresh, trouble))
+            trouble, seconds = error.got, delay(0, hopeless=isinstance(error, ContextOverflow))
+            await asyncio.to_thread(
+                self._store.transaction, lambda writing: self._put_off(writing, fresh, trouble, seconds)
+            )
             _tell(ledger, begun, f"kept, and not yet learnt from: {trouble}")
             return 0
+        finally:
+            self._remembering.subtract(ids)
+            self._remembering += Counter()
         for lesson in lessons:
             if lesson.suspicion:
                 _tell(ledger, begun, f"{lesson.memory.id} is quarantined: {lesson.suspicion}")
         if not any(lesson.waiting for lesson in lessons):
             # Only while the model answers.
-            await self._work_off(ledger)
+            await self.retry_due(ledger)
         return len(lessons)
 
     def _fresh(self, groups: Sequence[Sequence[Episode]]) -> tuple[Sequence[Sequence[Episode]], Stale]:
@@ -365,12 +397,12 @@ class MemoryManager:
                 if telling and is_judged(episode):
                     self._enqueue(writing, episode, "not finished yet", UNDER_WAY)
 
-    def _put_off(self, writing: Writing, groups: Sequence[Sequence[Episode]], error: str) -> None:
+    def _put_off(self, writing: Writing, groups: Sequence[Sequence[Episode]], error: str, seconds: float) -> None:
         for group in groups:
             if self._lessons.question(group) is not None:
                 for episode in filter(is_judged, group):
                     writing.dequeue(Task.REMEMBER, [episode.id])
-                    self._enqueue(writing, episode, error, delay(0))
+                    self._enqueue(writing, episode, error, seconds)
 
     def _enqueue(self, writing: Writing, episode: Episode, error: str, seconds: float) -> None:
         writing.enqueue(Task.REMEMBER, episode.id, scope=self._settings.scope, error=error, delay=seconds)
@@ -382,14 +414,18 @@ class MemoryManager:
         lessons: Sequence[Sequence[Lesson]],
         stale: Stale,
     ) -> None:
-        """All groups in one transaction. What another process absorbed since we looked is left as it is."""
-        for group, drawn in zip(groups, lessons, strict=True):
+        """All groups in one transaction. What another process absorbed since we looked is left as it is, and what was
+        erased since stays erased."""
+        there = writing.kept([episode.id for group in groups for episode in group])
+        for whole, drawn in zip(groups, lessons, strict=True):
+            group = [episode for episode in whole if episode.id in there]
             ids = [episode.id for episode in group]
             # What was learnt under another verdict makes room for what is learnt under this one.
             outdated = [memory_id for id in ids for memory_id in stale.get(id, ())]
             writing.set_state(outdated, MemoryState.FORGOTTEN, action="forget", reason="its verdict changed")
             done = writing.absorbed(ids) - stale.keys()
-            drawn = [lesson for lesson in drawn if lesson.memory.provenance.episode_id not in done]
+            made_of = set(ids) - done
+            drawn = [lesson for lesson in drawn if lesson.memory.provenance.episode_id in made_of]
             held = self._keep(writing, drawn)
             for episode in group:
                 made = [
@@ -398,7 +434,7 @@ class MemoryManager:
                     if id == lesson.memory.id and lesson.memory.provenance.episode_id == episode.id
                 ]
                 writing.save_episode(episode, scope=self._settings.scope, absorbed=is_judged(episode), lessons=made)
-            writing.dequeue(Task.REMEMBER, ids)
+            writing.dequeue(Task.REMEMBER, [episode.id for episode in whole])
 
     def _keep(self, writing: Writing, lessons: Sequence[Lesson]) -> Sequence[str]:
         return store_lessons(writing, lessons, replace_below=self._settings.replace_below)
@@ -408,12 +444,6 @@ class MemoryManager:
         most, scope = self._settings.quota, self._settings.scope
         if most and self._recaller.count() > most:
             self._store.transaction(lambda writing: writing.evict(scope, most))
-
-    async def _work_off(self, ledger: Ledger) -> None:
-        """A little of the queue after each episode."""
-        entries = due(self._retrier.possible(await self._queue()), time.time())[:RETRIED]
-        if entries:
-            await self._retrier.retry(entries, ledger)
 
     async def _queue(self) -> Sequence[Waiting]:
         """Of exactly this scope: what is below belongs to others."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -28,7 +28,7 @@ from mia.config import MemorySettings
 from mia.embeddings.base import Vectors
 from mia.errors import StoreError
 from mia.memory import present, score
-from mia.memory.bank import Bank, Pool, Shelf
+from mia.memory.bank import Banks, Pool, Shelf
 from mia.memory.compress import OTHERS
 from mia.memory.coverage import READ, Coverage
 from mia.scope import lineage
@@ -60,6 +60,8 @@ class Asked:
     category: str = OTHERS
     k: tuple[int, int] | None = None
     """So many workflows of correct and of incorrect answers, instead of what the settings say."""
+    floor: float | None = None
+    """Show nothing that is less similar, instead of what the settings say."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,17 @@ class _Choice:
 class Recaller:
     """Searches the memories that one scope sees. Thread-safe."""
 
-    def __init__(self, store: MemoryStore, settings: MemorySettings) -> None:
+    def __init__(self, store: MemoryStore, settings: MemorySettings, banks: Banks | None = None) -> None:
+        """`banks`: of the store, for recallers that are to share them."""
         self._store = store
         self._settings = settings
         # The paper knows no coverage.
         self._coverage_weight = settings.coverage_weight if settings.score == "mia" else 0.0
         score.check_weight("coverage", self._coverage_weight, default=0.0)
-        self._banks = [Bank(scope) for scope in lineage(settings.scope)]
+        self._shared = banks or Banks(store)
+        # The lowest first, for all alike: who waits for a level above is waited for by nobody there.
+        self._banks = [self._shared.hold(scope) for scope in lineage(settings.scope)]
+        self._closed = False
         self._form: score.Form = (
             score.Paper()
             if settings.score == "paper"
@@ -127,9 +133,10 @@ class Recaller:
         skip: Collection[str] = frozenset(),
         category: str = OTHERS,
         k: tuple[int, int] | None = None,
+        floor: float | None = None,
     ) -> Recall:
         """As `recall_many`, for one question; the arguments are those of `Asked`. Raises StoreError."""
-        (recall,) = self.recall_many([Asked(vectors, question, kind, skip, category, k)])
+        (recall,) = self.recall_many([Asked(vectors, question, kind, skip, category, k, floor)])
         return recall
 
     def recall_many(self, asked: Sequence[Asked]) -> Sequence[Recall]:
@@ -183,9 +190,10 @@ class Recaller:
         return all(bank.settled(timeout) for bank in self._banks)
 
     def close(self) -> None:
-        """Keep what was loaded for the next time, where that is worth it."""
-        for bank in self._banks:
-            bank.close(self._store)
+        """Keep what was loaded for the next time, where that is worth it; calling it twice is harmless."""
+        closed, self._closed = self._closed, True
+        for bank in self._banks if not closed else ():
+            self._shared.release(bank.scope)
 
     def _shares(self, k: tuple[int, int] | None) -> tuple[int, int]:
         """Workflows of correct and of incorrect answers to show."""
@@ -203,7 +211,13 @@ class Recaller:
 
     def _form_of(self, asked: Asked) -> score.Form:
         # The floor of workflows holds for pairs too; the paper knows none.
-        return score.Pairs(floor=self._form.floor) if asked.kind is MemoryKind.PLAN_PAIR else self._form
+        floor = self._floor_of(asked)
+        if asked.kind is MemoryKind.PLAN_PAIR:
+            return score.Pairs(floor=floor)
+        return replace(self._form, floor=floor) if isinstance(self._form, score.Mia) else self._form
+
+    def _floor_of(self, asked: Asked) -> float | None:
+        return self._form.floor if asked.floor is None else asked.floor
 
     def _covered(self, asked: Asked) -> str:
         """The question whose words are to be covered; empty: none are."""
@@ -264,14 +278,15 @@ class Recaller:
             )
             return float(left @ right) / (1.0 if vectors.caption is None else score.QUESTION_SHARE)
 
-        coverage = self._coverage(covering, candidates, scores, form, skipped) if covering else None
+        floor = self._floor_of(asked)
+        coverage = self._coverage(covering, candidates, scores, floor, skipped) if covering else None
         ranked = score.select(
             candidates,
             scores,
             k_positive=k_positive,
             k_negative=k_negative,
             balance="fixed" if pairs else settings.balance,
-            floor=form.floor,
+            floor=floor,
             skip=skipped,
             diversity=settings.diversity if form.name == score.Mia.name else None,
             alike=alike,
@@ -310,7 +325,7 @@ class Recaller:
             considered=choice.considered,
             form=form.name,
             weights=weights,
-            floor=form.floor,
+            floor=self._floor_of(asked),
             wanted=self.wanted(asked.kind, asked.k),
         )
 
@@ -319,11 +334,11 @@ class Recaller:
         question: str,
         candidates: score.Candidates,
         scores: score.Scores,
-        form: score.Form,
+        floor: float | None,
         skipped: frozenset[int],
     ) -> Coverage:
         """Which words of the question the best-scored have, in their questions and workflows."""
-        places = score.worth_reading(candidates, scores, floor=form.floor, skip=skipped, most=READ)
+        places = score.worth_reading(candidates, scores, floor=floor, skip=skipped, most=READ)
         place_of = dict(zip(candidates.sequence[places].tolist(), places.tolist(), strict=True))
         # One that was purged meanwhile covers nothing; were it shown, the texts would be missed and all chosen again.
         found = self._store.numbered(place_of)

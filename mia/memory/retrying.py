@@ -2,27 +2,25 @@
 
 An episode of which no memory could be made is remembered anew, with the others of its question that wait; a workflow
 that rules wrote is written again from its episode and takes the place of the first; a memory without a category gets
-one. What fails again waits longer, up to a day, and so does what is out of sight. An entry is dropped if its subject is
-gone, or if another has taken its place.
+one. What fails again waits longer (`waiting.py`), and so does what is out of sight; what can never succeed is given up,
+and stays to be seen. An entry is dropped if its subject is gone, or if another has taken its place.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from mia.errors import ModelError
+from mia.errors import ContextOverflow, ModelError
 from mia.memory import guard
 from mia.memory.compress import Compressor
 from mia.memory.lessons import Lessons
+from mia.memory.waiting import delay, seconds_left
 from mia.models.ledger import Ledger
 from mia.store.base import MemoryStore, Task, Waiting, Writing
 from mia.types import Episode, Memory, MemoryState
-
-FIRST_DELAY = 60.0
-"""Seconds before the second try; doubled each time."""
-LONGEST_DELAY = 86_400.0
 
 Learn = Callable[[Sequence[Episode], Ledger], Awaitable[None]]
 
@@ -34,20 +32,10 @@ class Retried:
     done: int = 0
     failed: int = 0
     dropped: int = 0
-    """Their subject is gone."""
+    """Their subject is gone, or another has taken its place."""
 
     def __add__(self, other: Retried) -> Retried:
         return Retried(self.done + other.done, self.failed + other.failed, self.dropped + other.dropped)
-
-
-def delay(attempts: int) -> float:
-    """Seconds to wait after so many failures."""
-    return min(FIRST_DELAY * 2.0 ** min(attempts, 32), LONGEST_DELAY)
-
-
-def due(waiting: Sequence[Waiting], now: float) -> Sequence[Waiting]:
-    """Those whose time has come; also where the clock was put back since they were put off."""
-    return [one for one in waiting if one.retry_at <= now or one.retry_at > now + LONGEST_DELAY]
 
 
 class Retrier:
@@ -117,7 +105,7 @@ class Retrier:
         except ModelError as error:
             for entry in group:
                 if entry.subject in kept:
-                    await self._put_off(entry, error.got)
+                    await self._put_off(entry, error.got, hopeless=isinstance(error, ContextOverflow))
             return Retried(failed=len(kept), dropped=len(gone))
         return Retried(done=len(kept), dropped=len(gone))
 
@@ -129,7 +117,8 @@ class Retrier:
             return await self._put_off(entry, "it is out of sight")
         compressed = await self._compressor.compress(episode, ledger)
         if compressed.error or guard.junk(memory.question, compressed.workflow):
-            return await self._put_off(entry, compressed.error or "what the model wrote is no workflow")
+            error = compressed.error or "what the model wrote is no workflow"
+            return await self._put_off(entry, error, hopeless=compressed.hopeless)
         siblings = [one.id for one in await asyncio.to_thread(self._store.memories_of, [episode.id])]
         unsorted = [
             one
@@ -153,7 +142,8 @@ class Retrier:
             writing.save_episode(episode, scope=memory.scope, absorbed=True, lessons=lessons)
             for other in unsorted:
                 writing.dequeue(other.task, [memory.id])
-                writing.enqueue(other.task, lesson.memory.id, scope=other.scope, error=other.error, delay=0)
+                seconds = seconds_left(other, time.time())
+                writing.enqueue(other.task, lesson.memory.id, scope=other.scope, error=other.error, delay=seconds)
 
         await asyncio.to_thread(self._store.transaction, rewrite)
         return Retried(done=1)
@@ -164,7 +154,7 @@ class Retrier:
             return await self._drop(entry)
         category = await self._compressor.categorise(episode.question, ledger)
         if category.error:
-            return await self._put_off(entry, category.error)
+            return await self._put_off(entry, category.error, hopeless=category.hopeless)
 
         def sort(writing: Writing) -> None:
             writing.set_category(memory.id, category.name)
@@ -181,12 +171,11 @@ class Retrier:
         id = memory.provenance.episode_id
         return memory, (await asyncio.to_thread(self._store.episodes, [id])).get(id)
 
-    async def _put_off(self, entry: Waiting, error: str) -> Retried:
+    async def _put_off(self, entry: Waiting, error: str, *, hopeless: bool = False) -> Retried:
+        seconds = delay(entry.attempts, hopeless=hopeless)
         await asyncio.to_thread(
             self._store.transaction,
-            lambda writing: writing.enqueue(
-                entry.task, entry.subject, scope=entry.scope, error=error, delay=delay(entry.attempts)
-            ),
+            lambda writing: writing.enqueue(entry.task, entry.subject, scope=entry.scope, error=error, delay=seconds),
         )
         return Retried(failed=1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 
 import mia
@@ -14,7 +14,9 @@ from mia.redaction import Redactor
 from mia.service import chat, compat, dashboard, embeddings, problems
 from mia.service.api import adapters, asks, episodes, health, jobs, memories, queue, recall
 from mia.service.auth import Gate
+from mia.service.context import refuse_unknown_parameters
 from mia.service.core import Service
+from mia.service.dashboard.trouble import ErrorPages
 from mia.service.mcp import door as mcp
 from mia.service.metrics import Metrics
 from mia.service.middleware import Envelope, Guard, Limits
@@ -53,6 +55,7 @@ def create_app(service: Service) -> FastAPI:
         # FastAPI's own would hold what stands in URLs and tracebacks; ours are made in tracing.py.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         middleware=[
+            Middleware(ErrorPages),
             Middleware(Envelope, metrics, Redactor(service.config.memory.redact)),
             Middleware(Guard, settings, gate, sessions),
             Middleware(Limits, settings),
@@ -74,11 +77,10 @@ def create_app(service: Service) -> FastAPI:
         memories.router,
         queue.router,
         adapters.router,
-        health.router,
-        chat.router,
-        embeddings.router,
-        compat.router,
     ):
+        app.include_router(router, dependencies=[Depends(refuse_unknown_parameters)])
+    # Clients of these were written for others, and may send more.
+    for router in (health.router, chat.router, embeddings.router, compat.router):
         app.include_router(router)
     dashboard.install(app)
     mcp_door = mcp.install(app, service)

@@ -16,6 +16,7 @@ import hmac
 import json
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ PREFIX = "mia_"
 SHORTEST = 16
 """Letters of a token that is set by hand, in the environment: a shorter one can be guessed."""
 _LONGEST_NAME = 100
+_NAME = re.compile(rf"(?=.{{1,{_LONGEST_NAME}}}$)[^\W_](?:[\w.@+/-]*\w)?")
+"""Of a token: what a shell takes as one word and a line of a log as one name."""
+_NO_NAME = re.compile(r"[^\w.@+/-]+")
 
 
 class Unauthorized(MiaError):
@@ -129,8 +133,13 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
 def add_token(path: Path, name: str, *, scope: str | None, days: float | None) -> str:
     """Make a token and keep its hash; returns the token, which is kept nowhere. Raises ConfigError, RecordError."""
     name = name.strip()
-    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
-        raise RecordError("a token needs a name.", wanted=f"up to {_LONGEST_NAME} letters, in one line")
+    if not _NAME.fullmatch(name):
+        fit = _NO_NAME.sub("-", name).strip("-._@+/")[:_LONGEST_NAME]
+        raise RecordError(
+            f"a token cannot be called '{name[:_LONGEST_NAME]}'." if name else "a token needs a name.",
+            wanted=f"up to {_LONGEST_NAME} letters, digits and any of - . _ @ + / between them, without spaces",
+            hint=f"mia token add {fit or 'ann'}",
+        )
     if days is not None and not (math.isfinite(days) and days > 0):
         raise RecordError(f"no number of days: {days}.", wanted="how long it is valid, above 0")
     if scope is not None:

@@ -22,10 +22,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from mia.config import Config
-from mia.errors import MiaError
+from mia.errors import BudgetExceeded, MiaError
 from mia.events import Retrying, StageFinished, StepFinished
 from mia.models.ledger import Ledger
-from mia.service.api.asks import HEARTBEAT, reply, unheard
+from mia.service.api.asks import HEARTBEAT, unanswered, unheard
+from mia.service.chat_problems import OPENAI_PROBLEMS, OpenAIRoute, openai_answer
 from mia.service.chat_schemas import (
     MODEL,
     Asked,
@@ -44,13 +45,13 @@ from mia.service.context import ClientGone, TheScope, TheService, while_connecte
 from mia.service.core import Service
 from mia.service.live import ReaderTooSlow
 from mia.service.metrics import Metrics
-from mia.service.problems import answer_of, problem, request_id
+from mia.service.problems import request_id
 from mia.service.rewriting import Rewriter
-from mia.service.schemas import PROBLEMS
 from mia.team import budget
-from mia.types import Episode, Question, Role, StopReason, Task, ToolCall, Usage, new_id
+from mia.transcript import describe_call
+from mia.types import Episode, Question, Role, StopReason, Task, Usage, new_id
 
-router = APIRouter(prefix="/v1", tags=["chat"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["chat"], responses=OPENAI_PROBLEMS, route_class=OpenAIRoute)
 
 LINE = 300
 """Characters of a line of reasoning, or of a title."""
@@ -127,7 +128,7 @@ async def _complete(service: Service, asked: Asked, scope: str, metrics: Metrics
     episode = await service.ask(Task(question=put.question), scope, ask=begun)
     metrics.answered(episode, "chat")
     if unheard(episode):
-        return reply(episode, request_id)
+        return openai_answer(unanswered(episode), request_id, episode_id=episode.id)
     lines = [put.shown, *map(_told, begun.events)]
     said = Said(content=_content(episode), reasoning_content="\n".join(filter(None, lines)))
     made = Completion(
@@ -184,7 +185,7 @@ async def _pieces(
         episode = await work
         metrics.answered(episode, "chat")
         if unheard(episode):
-            yield _sent(json.loads(bytes(reply(episode, request_id).body)))
+            yield _failed(unanswered(episode), request_id, episode_id=episode.id)
             return
         yield piece({"content": _content(episode)})
         yield piece({}, _finish_reason(episode), mia=_findings(episode).model_dump(mode="json"))
@@ -193,9 +194,11 @@ async def _pieces(
             yield _sent({**head, "choices": [], "usage": spent.model_dump(mode="json")})
         yield b"data: [DONE]\n\n"
     except MiaError as error:
-        yield _sent(json.loads(bytes(answer_of(error, request_id).body)))
+        yield _failed(error, request_id)
     except ReaderTooSlow:
-        yield _sent(problem(499, "too little of the stream was read.", kind="ReaderTooSlow", request_id=request_id))
+        yield _failed(
+            BudgetExceeded("too little of the stream was read.", limit="seconds", scope="question"), request_id
+        )
     finally:
         for one in under_way:
             one.cancel()
@@ -206,6 +209,11 @@ async def _beats(task: asyncio.Task[Any]) -> AsyncIterator[bytes]:
     """A sign of life whenever a task lets a reader wait long; ends when it is done."""
     while not (await asyncio.wait((task,), timeout=HEARTBEAT))[0]:
         yield b": still there\n\n"
+
+
+def _failed(error: MiaError, request_id: str, **more: Any) -> bytes:
+    """The last piece of a stream that has begun."""
+    return _sent(json.loads(bytes(openai_answer(error, request_id, **more).body)))
 
 
 def _sent(data: object) -> bytes:
@@ -222,18 +230,10 @@ def _told(event: Any) -> str:
     if isinstance(event, StepFinished) and event.step.tool_call is not None:
         observation = event.step.observation
         failed = "" if observation is None or observation.ok else " (failed)"
-        return f"{_line(event.step.tool_call.name)}: {_line(_arguments(event.step.tool_call))}{failed}"
+        return f"{_line(describe_call(event.step.tool_call))}{failed}"
     if isinstance(event, Retrying):
-        return f"{event.role.value}: its model is asked again in {event.wait_seconds:.0f} s ({_line(event.reason)})"
+        return f"{event.role.value}: its model is asked again {event.when} ({_line(event.reason)})"
     return ""
-
-
-def _arguments(call: ToolCall) -> str:
-    """What a tool was called with: the one text, or all by name."""
-    values = list(call.arguments.values())
-    if len(values) == 1 and isinstance(values[0], str):
-        return values[0]
-    return ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items())
 
 
 def _content(episode: Episode) -> str:

@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from mia.errors import ConfigError
-from mia.service.problems import NotFound
+from mia.service.chat_problems import NoModel, Unsupported
 from mia.service.rewriting import Turn
 from mia.service.schemas import Reply
 from mia.types import Citation, Image, Stop, Usage, Verdict
@@ -32,10 +31,6 @@ IMAGES = 8
 _DATA_URL = re.compile(r"data:[\w.+/;=-]*;base64,", re.IGNORECASE)
 
 Written = Annotated[str, StringConstraints(max_length=100_000)]
-
-
-class Unsupported(ConfigError):
-    """A request for what is not done here (400)."""
 
 
 class Lenient(BaseModel):
@@ -171,36 +166,62 @@ class ModelList(Reply):
 
 
 def check_model(name: str) -> None:
-    """Raises NotFound for another model than ours."""
+    """Raises NoModel for another one than ours."""
     if name != MODEL:
-        raise NotFound(f"no model '{name[:100]}'.", wanted=f"'{MODEL}'", hint="GET /v1/models")
+        raise NoModel(f"no model '{name[:100]}'.", wanted=f"'{MODEL}'", hint="GET /v1/models")
 
 
 def read_chat(body: ChatBody) -> Asked:
-    """The question that a chat ends with. Raises NotFound (the model), Unsupported, RecordError (no image)."""
+    """The question that a chat ends with. Raises NoModel, Unsupported, RecordError (no image)."""
     check_model(body.model)
     _check_wishes(body)
     turns = [one for one in body.messages if one.role in ("user", "assistant")]
     if not turns or turns[-1].role != "user" or body.messages[-1].role in ("tool", "function"):
-        raise Unsupported("the chat does not end with a question of the user.", wanted='a last message of role "user"')
+        raise Unsupported(
+            "the chat does not end with a question of the user.",
+            param="messages",
+            wanted='a last message of role "user"',
+        )
     text, images = _read_last(turns[-1])
     if not text.strip():
-        raise Unsupported("the last message has no text.", wanted="a question")
+        raise Unsupported("the last message has no text.", param="messages", wanted="a question")
     before = tuple(Turn("user" if one.role == "user" else "assistant", _words_of(one)) for one in turns[:-1])
     return Asked(before, text.strip(), tuple(images))
 
 
 def _check_wishes(body: ChatBody) -> None:
     if body.n is not None and body.n != 1:
-        raise Unsupported(f"{body.n} answers to one question.", wanted="n = 1")
+        raise Unsupported(
+            f"{body.n} answers to one question: MIA researches a question once, and gives one.",
+            param="n",
+            wanted="n = 1",
+        )
     if body.tools or body.functions:
-        raise Unsupported("the request brings tools of its own, and MIA calls none but those of its configuration.")
+        raise Unsupported(
+            "the request brings tools of its own, and MIA calls none but those of its configuration.",
+            param="tools" if body.tools else "functions",
+            wanted="no tools; MIA searches by itself",
+            hint="name MCP servers in the configuration of MIA (docs/mcp.md)",
+        )
     if body.response_format is not None and body.response_format.type != "text":
-        raise Unsupported("an answer in a form of its own.", wanted='response_format {"type": "text"}')
+        raise Unsupported(
+            "an answer in a form of its own: MIA answers in text.",
+            param="response_format",
+            wanted='response_format {"type": "text"}',
+            hint="POST /v1/ask gives answer, citations and verdict as JSON",
+        )
     if body.logprobs:
-        raise Unsupported("an answer has no probabilities of tokens.", wanted="logprobs = false")
+        raise Unsupported(
+            "the probabilities of tokens: an answer of MIA comes of many calls, and has none.",
+            param="logprobs",
+            wanted="logprobs = false",
+        )
     if body.audio or set(body.modalities or ()) - {"text"}:
-        raise Unsupported("an answer is text.", wanted='modalities ["text"]')
+        raise Unsupported(
+            "an answer in sound: MIA answers in text.",
+            param="audio" if body.audio else "modalities",
+            wanted='modalities ["text"]',
+        )
 
 
 def _read_last(message: ChatMessage) -> tuple[str, Sequence[Image]]:
@@ -214,10 +235,12 @@ def _read_last(message: ChatMessage) -> tuple[str, Sequence[Image]]:
             images.append(_read_image(part.image_url.url))
         else:
             raise Unsupported(
-                f"a message has a part of type '{part.type[:40]}'.", wanted="parts of type text or image_url"
+                f"a message has a part of type '{part.type[:40]}'.",
+                param="messages",
+                wanted="parts of type text or image_url",
             )
     if len(images) > IMAGES:
-        raise Unsupported(f"{len(images)} images in one question.", wanted=f"{IMAGES} at most")
+        raise Unsupported(f"{len(images)} images in one question.", param="messages", wanted=f"{IMAGES} at most")
     return "\n".join(texts), images
 
 
@@ -227,12 +250,15 @@ def _read_image(url: str) -> Image:
     if head is None:
         raise Unsupported(
             "an image is given by a URL that would have to be fetched.",
+            param="messages",
             wanted="the image itself: data:image/png;base64,…",
         )
     try:
         content = base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Unsupported("an image is no base64.", wanted="PNG, JPEG, GIF or WebP in base64") from error
+        raise Unsupported(
+            "an image is no base64.", param="messages", wanted="PNG, JPEG, GIF or WebP in base64"
+        ) from error
     return Image.from_bytes(content)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
+from fastapi.dependencies.models import Dependant
 
+from mia.errors import RecordError
 from mia.service.auth import Principal
 from mia.service.core import Service
 from mia.service.problems import NotFound
@@ -44,6 +46,27 @@ async def _scope(
     principal: Principal = request.state.principal
     service: Service = request.app.state.service
     return principal.choose(x_mia_scope, service.config.memory.scope)
+
+
+async def refuse_unknown_parameters(request: Request) -> None:
+    """A misspelt query parameter is never lost silently. Raises RecordError."""
+    if not request.scope["query_string"]:
+        return
+    known = set(_parameters(request.scope["route"].dependant))
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        raise RecordError(
+            f"the query parameter '{unknown[0][:100]}' is not known here.",
+            wanted=", ".join(sorted(known)) or "none",
+            hint="the scope is the header X-MIA-Scope" if unknown[0] == "scope" else "GET /docs",
+        )
+
+
+def _parameters(dependant: Dependant) -> Iterator[str]:
+    """The query parameters of a route, and of all that it depends on."""
+    yield from (one.alias for one in dependant.query_params)
+    for other in dependant.dependencies:
+        yield from _parameters(other)
 
 
 TheService = Annotated[Service, Depends(_service)]

@@ -2,7 +2,7 @@
 
     ask:       answer (episode.py) → kept on the disk → replied → absorbed in the background
     remember:  kept on the disk → replied → stored in the background; or stored before the reply
-    job:       kept on the disk → answered question by question, whatever is restarted meanwhile
+    job:       kept on the disk → answered question by question (jobs.py), whatever is restarted meanwhile
 
 What fails in the background is tried again, later and later, and can be seen until then (`durable.pending`).
 
@@ -30,13 +30,16 @@ from mia.erasure import LEARNING as LEARNING
 from mia.erasure import Erasure, Reached, Selection, Unreached, edit_of_groups, erase_everywhere
 from mia.errors import ConfigError, LearnError, MiaError, ModelUnavailable, RecordError, StoreError
 from mia.events import OnEvent, ignore
+from mia.memory.bank import Banks
 from mia.memory.manager import Judgement, MemoryManager
 from mia.models import Models, build_models
 from mia.models.ledger import Ledger
 from mia.redaction import Redactor
 from mia.service.durable import Durable, Job, Pending
 from mia.service.erasing import CANARY, DURABLE, note_scope, places
+from mia.service.jobs import Jobs, Turn
 from mia.service.live import Ask, Live
+from mia.service.retrying import retry_when_due
 from mia.store import open_store
 from mia.team import StoreArchive, Team, budget, build_team, refuse_babble
 from mia.types import Episode, Memory, MemoryKind, Outcome, Role, Task, Verdict
@@ -109,6 +112,7 @@ class Service:
                     self.models = traced_models(self.models, config)
                 self.embedder = memory_embedder(config, self.store.space())
                 self._managers: OrderedDict[str, MemoryManager] = OrderedDict()
+                self._banks = Banks(self.store)
                 # The memory is a scope's, and is put in when the scope is known.
                 self._base = build_team(
                     config,
@@ -124,13 +128,13 @@ class Service:
             self.durable.close()
             raise
         self._wake = asyncio.Event()
-        self._job_wake = asyncio.Event()
         self._progress = asyncio.Event()
         """Set, and renewed, whenever something was absorbed or put off."""
-        self._answering: dict[str, asyncio.Task[Any]] = {}
-        """Job → the task that answers it."""
+        self._jobs = Jobs(self.durable, self._answer_turn, at_once=config.run.concurrency)
         self._asking: set[asyncio.Task[Any]] = set()
         """Who waits for an answer."""
+        self._trying = 0
+        """Questions that the learner answers at this moment."""
         self._settlings: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._canary: dict[str, Task] = {}
         """Question id → what the versions of a service that learns are examined with."""
@@ -149,8 +153,10 @@ class Service:
             raise
         self._tasks = [
             asyncio.create_task(self._absorb_forever(), name="absorb"),
-            asyncio.create_task(self._work_off_jobs(), name="jobs"),
+            asyncio.create_task(self._jobs.work_off(), name="jobs"),
         ]
+        if self.config.memory.enabled and not self.config.memory.frozen:
+            self._tasks.append(asyncio.create_task(retry_when_due(self), name="queue"))
         for task in self._tasks:
             task.add_done_callback(self._ended)
 
@@ -160,7 +166,7 @@ class Service:
         if self._closing:
             return
         self._closing = True
-        under_way = [*self._asking, *self._answering.values(), *self._tasks]
+        under_way = [*self._asking, *self._tasks]
         for task in under_way:
             task.cancel()
         # The last that is pushed is closed first; each of them, whatever another one raises.
@@ -193,7 +199,9 @@ class Service:
         if manager is None:
             settings = self.config.memory.model_copy(update={"scope": scope})
             style = self.config.models.of(Role.MANAGER).prompts
-            manager = MemoryManager(self.store, self.embedder, settings, self.models.manager, style=style)
+            manager = MemoryManager(
+                self.store, self.embedder, settings, self.models.manager, style=style, banks=self._banks
+            )
         self._managers[scope] = manager
         while len(self._managers) > self.config.serve.max_scopes:
             _, oldest = self._managers.popitem(last=False)
@@ -323,6 +331,7 @@ class Service:
                 memories = await manager.remember([judged], ledger)
             # Also where the verdict is the same, and nothing was to be learnt anew.
             await asyncio.to_thread(self.store.save_episode, judged, scope=scope)
+            self.live.judge(judged)
             if waited:
                 await asyncio.to_thread(self.durable.absorbed, [id])
         self._tell_progress()
@@ -352,6 +361,7 @@ class Service:
             return await self._erase(Selection(memory_ids={id}))
 
     async def _erase(self, what: Selection) -> Erasure:
+        trying = self._trying
         erasure = await asyncio.to_thread(
             erase_everywhere,
             self.store,
@@ -361,6 +371,8 @@ class Service:
             redactor=self._redactor,
             places=places(self.config.home, durable=self.durable, learns=self.learner is not None),
         )
+        # Of what was to be asked, some may not be any more.
+        self._jobs.changed()
         if self.learner is None:
             return erasure
         gone = Selection(
@@ -375,6 +387,8 @@ class Service:
         else:
             reason = "it is being learnt from at this moment, or cannot be read"
             left = [Unreached(path, reason) for path in wiped.left]
+            if trying:
+                left.append(Unreached(self.config.home / LEARNING, "it may be in what is answered at this moment"))
             erasure = replace(erasure, cleaned=(*erasure.cleaned, *wiped.changed))
         return replace(
             erasure,
@@ -409,23 +423,21 @@ class Service:
         if not tasks:
             raise RecordError("a job without questions.", wanted="at least one")
         job = await asyncio.to_thread(self.durable.submit, tasks, scope)
-        self._job_wake.set()
+        self._jobs.added()
         return job
 
     async def cancel(self, id: str) -> Job:
         """What of a job is under way is broken off, and the rest is not begun. Raises RecordError, StoreError."""
         await asyncio.to_thread(self.durable.job, id)
         await asyncio.to_thread(self.durable.cancel_job, id)
-        task = self._answering.get(id)
-        if task is not None:
-            task.cancel()
+        self._jobs.cancelled(id)
         return await asyncio.to_thread(self.durable.job, id)
 
     async def retry(self, id: str) -> Job:
         """Ask again what of a job could not be answered, or was cancelled. Raises RecordError, StoreError."""
         await asyncio.to_thread(self.durable.job, id)
         await asyncio.to_thread(self.durable.retry_job, id)
-        self._job_wake.set()
+        self._jobs.changed(id)
         return await asyncio.to_thread(self.durable.job, id)
 
     async def forget_job(self, id: str) -> None:
@@ -504,7 +516,11 @@ class Service:
         # A stream ends where its model is down; a server goes on, and asks again.
         learner.stopped = ""
         await self._hold_out(task)
-        return await learner.submit(task, episode_id=episode_id, on_event=on_event)
+        self._trying += 1
+        try:
+            return await learner.submit(task, episode_id=episode_id, on_event=on_event)
+        finally:
+            self._trying -= 1
 
     async def _hold_out(self, task: Task) -> None:
         """Keep the first questions, which the learner holds out, with their references: without them no version could
@@ -569,8 +585,10 @@ class Service:
         try:
             if one.kind == "absorb":
                 episode = one.episode
-                ledger = Ledger(episode.question.id, budget=budget(self.config.budget.question))
-                await absorb(episode, self.team(one.scope), ledger)
+                if not await self._drop_erased(episode, one.scope):
+                    ledger = Ledger(episode.question.id, budget=budget(self.config.budget.question))
+                    await absorb(episode, self.team(one.scope), ledger)
+                    await self._drop_erased(episode, one.scope)
             else:
                 await asyncio.to_thread(self._add_once, self.memory(one.scope), one)
         except MiaError as error:
@@ -579,6 +597,15 @@ class Service:
             log.error("what waits as %s: %s", one.id, self._told(error))
             return f"a fault of the server ({type(error).__name__})"
         return ""
+
+    async def _drop_erased(self, episode: Episode, scope: str) -> bool:
+        """Whether all of its scope was erased since the answer began, by whatever process; then nothing of it is left.
+        Raises StoreError."""
+        erased_at = await asyncio.to_thread(self.store.erased_at, scope)
+        if episode.started_at > erased_at:
+            return False
+        await self._erase(Selection(episode_ids={episode.id}))
+        return True
 
     def _add_once(self, manager: MemoryManager, one: Pending) -> None:
         """Unless it is there: a death after the memory's commit leaves it waiting."""
@@ -603,71 +630,50 @@ class Service:
         """A fault for the log, without what must not be in it."""
         return self._redactor("".join(traceback.format_exception(error)))
 
-    async def _work_off_jobs(self) -> None:
-        """Jobs one after the other, each with as many questions at a time as a run has."""
+    async def _answer_turn(self, turn: Turn) -> None:
+        """One question of a job, until what came of it is on the disk."""
+        episode, why, accept_for = await self._answer_due(turn)
         while True:
-            self._job_wake.clear()
             try:
-                waiting = await asyncio.to_thread(self.durable.jobs, unfinished=True, limit=1_000)
-                for job in reversed(waiting):
-                    await self._work_off(job)
+                await asyncio.to_thread(
+                    self.durable.finish_item, turn.job, turn.due.number, episode, why, accept_for=accept_for
+                )
+                break
             except StoreError as error:
-                log.error("the jobs could not be gone on with: %s", error.got)
+                # It is not asked again, and paid for, for want of room on the disk.
+                log.error("an answer of %s waits to be kept: %s", turn.job, error.got)
                 await asyncio.sleep(_BREATH)
-                continue
-            if not waiting:
-                await self._job_wake.wait()
+        self._wake.set()
 
-    async def _work_off(self, job: Job) -> None:
-        """One job, until it is done or cancelled. Raises StoreError."""
-        task = asyncio.create_task(self._answer_job(job), name=job.id)
-        self._answering[job.id] = task
+    async def _answer_due(self, turn: Turn) -> tuple[Episode | None, str, str]:
+        """What came of a question, why there is no answer, and the scope for which it is still to be absorbed."""
+        due, accept_for = turn.due, ""
         try:
-            await asyncio.wait([task])
-        finally:
-            self._answering.pop(job.id, None)
-            task.cancel()
-        if not task.cancelled():
-            try:
-                task.result()
-            except* StoreError as group:
-                raise StoreError(str(group.exceptions[0])) from group
-
-    async def _answer_job(self, job: Job) -> None:
-        await asyncio.to_thread(self.durable.begin_job, job.id)
-        places = asyncio.Semaphore(self.config.run.concurrency)
-
-        async def one(number: int, task: Task) -> None:
-            async with places:
-                episode, why = await self._answer_item(task, job)
-                # Where the service learns, the learner has absorbed it.
-                scope = "" if self._learns(job.scope) else job.scope
-                await asyncio.to_thread(self.durable.finish_item, job.id, number, episode, why, accept_for=scope)
-                self._wake.set()
-
-        async with asyncio.TaskGroup() as group:
-            for number, task in await asyncio.to_thread(self.durable.open_items, job.id):
-                group.create_task(one(number, task))
-        await asyncio.to_thread(self.durable.finish_job, job.id)
-
-    async def _answer_item(self, task: Task, job: Job) -> tuple[Episode | None, str]:
-        """What came of one question of a job, and why there is no answer."""
-        ask = self.live.begin(job.scope, task.question, "job")
-        try:
-            with self._noted(ask):
-                if self._learns(job.scope):
-                    ask.episode = await self._ask_learning(task, ask)
-                else:
-                    ask.episode = await self._answer(task, job.scope, ask.id, job.id, False, ask.tell)
+            kept = await self.episode(due.episode_id)
+            if kept is not None:
+                # A death came between the answer and the note of it.
+                episode = kept[0]
+            else:
+                ask = self.live.begin(turn.scope, due.task.question, "job", id=due.episode_id)
+                with self._noted(ask):
+                    if self._learns(turn.scope):
+                        # The learner absorbs it.
+                        ask.episode = await self._ask_learning(due.task, ask)
+                    else:
+                        ask.episode = await self._answer(due.task, turn.scope, ask.id, turn.job, False, ask.tell)
+                        accept_for = turn.scope
+                episode = ask.episode
         except MiaError as error:
-            return None, error.got
+            return None, error.got, ""
         except Exception as error:  # noqa: BLE001 - what one question meets must not keep the others from being asked
-            log.error("question %s of %s: %s", task.question.id, job.id, self._told(error))
-            return None, f"a fault of the server ({type(error).__name__})"
-        episode = ask.episode
+            log.error("question %s of %s: %s", due.task.question.id, turn.job, self._told(error))
+            return None, f"a fault of the server ({type(error).__name__})", ""
+        why = ""
         if episode.withheld:
-            return episode, "the answer is withheld: its support is weak"
-        return episode, episode.stop.sentence if episode.answer is None and episode.stop is not None else ""
+            why = "the answer is withheld: its support is weak"
+        elif episode.answer is None and episode.stop is not None:
+            why = episode.stop.sentence
+        return episode, why, accept_for
 
 
 def _shown(episode: Episode) -> frozenset[str]:

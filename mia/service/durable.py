@@ -8,6 +8,7 @@ time; the memory itself may be shared by many.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import sqlite3
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mia.erasure import Reached, Selection
-from mia.errors import RecordError, StoreError
+from mia.errors import HomeTaken, RecordError, StoreError
 from mia.redaction import Redactor
 from mia.store.base import storable
 from mia.store.commits import Commits
@@ -69,6 +70,8 @@ CREATE TABLE items (
 """
 ERASED = "[erased]"
 """What stands where a question of a job stood whose episode was erased."""
+_HOLDER_BYTES = 300
+"""Of what the lock says of its holder."""
 
 
 class JobState(StrEnum):
@@ -104,6 +107,16 @@ class Pending:
     def episode(self) -> Episode:
         """Of "absorb"."""
         return load_episode(json.dumps(self.content))
+
+
+@dataclass(frozen=True)
+class Due:
+    """A question of a job that is still to be answered."""
+
+    number: int
+    task: Task
+    episode_id: str
+    """Of what will come of it: the same after a death, and another one where it is asked again after that."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,8 @@ class Durable:
 
     def __init__(self, path: Path, redactor: Redactor | None = None) -> None:
         """`redactor`: blacks out what must not be kept; only a question that is still to be asked stays as it is. None:
-        keys, tokens and passwords. Raises StoreError where it cannot be used, or another server holds it."""
+        keys, tokens and passwords. Raises StoreError where it cannot be used, HomeTaken where another server holds
+        it."""
         self._path = path
         self._redactor = redactor or Redactor()
         try:
@@ -163,17 +177,14 @@ class Durable:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            taken = _taken(path, os.pread(self._lock, _HOLDER_BYTES, 0))
             os.close(self._lock)
-            raise StoreError(
-                f"another server works in '{path.parent}'{f' (process {holder})' if holder else ''}.",
-                wanted="a home of its own for each server; they may share one memory",
-                hint=f'mia --home ELSEWHERE serve --port … with memory.path = "{path.parent / "memory.db"}"',
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+            raise taken from None
+        self.listens_at("")
         self._reading = threading.Lock()
         self._closed = False
+        self._erased: set[str] = set()
+        """Memories that were erased while this process had answers under way, which may have been shown them."""
         try:
             with self._explained():
                 self._writer = _connect(path)
@@ -185,12 +196,17 @@ class Durable:
             raise
         self._commits: Commits[sqlite3.Connection] = Commits(self._writer, self._transaction)
 
+    def listens_at(self, address: str) -> None:
+        """Tell whoever comes to this home where its server listens; empty: nowhere."""
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()} {address}".encode()[:_HOLDER_BYTES], 0)
+
     # ── what is pending ───────────────────────────────────────────────────────────────────────────────────────────
 
     def accept(self, episode: Episode, scope: str) -> None:
         """Keep an answered episode until it is absorbed; idempotent by its id."""
-        content = to_json(self._redactor.model(episode))
-        self._write(lambda connection: _put(connection, "absorb", episode.id, scope, content))
+        episode = self._redactor.model(episode)
+        self._write(lambda connection: _put(connection, "absorb", episode.id, scope, self._page(episode)))
 
     def accept_memory(self, content: Mapping[str, Any], scope: str) -> str:
         """Keep what a user knows until it is stored; returns a receipt."""
@@ -228,15 +244,19 @@ class Durable:
         return (load_episode(found[0]["json"]), found[0]["scope"]) if found else None
 
     def amend(self, episode: Episode) -> bool:
-        """Have an episode that waits be absorbed as it is given here; whether it waits."""
-        content = to_json(self._redactor.model(episode))
-        return self._write(
-            lambda connection: bool(
-                connection.execute(
-                    "UPDATE pending SET json = ? WHERE kind = 'absorb' AND id = ?", (content, episode.id)
-                ).rowcount
+        """Have an episode that waits be absorbed as it is given here, with a verdict that a job it belongs to counts
+        from now on; whether it waits."""
+        episode = self._redactor.model(episode)
+        outcome = episode.verdict.outcome.value if episode.verdict is not None else ""
+
+        def amend(connection: sqlite3.Connection) -> bool:
+            connection.execute("UPDATE items SET outcome = ? WHERE episode_id = ?", (outcome, episode.id))
+            waits = connection.execute(
+                "UPDATE pending SET json = ? WHERE kind = 'absorb' AND id = ?", (self._page(episode), episode.id)
             )
-        )
+            return bool(waits.rowcount)
+
+        return self._write(amend)
 
     def hasten(self, scope: str | None) -> int:
         """Try what was put off, of a scope and all below it (None: of all), at once; how much that is."""
@@ -300,6 +320,11 @@ class Durable:
             where, values = f"{where} AND sequence < (SELECT sequence FROM jobs WHERE id = ?)", (*values, before)
         return self._jobs(self._select(f"{_JOBS} WHERE {where} ORDER BY sequence DESC LIMIT ?", *values, limit))
 
+    def unfinished(self) -> tuple[tuple[str, str], ...]:
+        """Id and scope of each job that is not over, the oldest first."""
+        found = self._select("SELECT id, scope FROM jobs WHERE state IN ('queued', 'running') ORDER BY sequence")
+        return tuple((row["id"], row["scope"]) for row in found)
+
     def items(self, job: str, *, limit: int = 1000, offset: int = 0) -> tuple[Item, ...]:
         """The questions of a job in their order, with what came of them."""
         found = self._select("SELECT * FROM items WHERE job = ? ORDER BY number LIMIT ? OFFSET ?", job, limit, offset)
@@ -323,10 +348,18 @@ class Durable:
             )
         return tuple(items)
 
-    def open_items(self, job: str) -> tuple[tuple[int, Task], ...]:
-        """What is still to be answered."""
-        found = self._select("SELECT number, task FROM items WHERE job = ? AND state = 'queued' ORDER BY number", job)
-        return tuple((row["number"], Task.model_validate_json(row["task"])) for row in found)
+    def open_items(self, job: str, *, after: int = -1, limit: int = 1_000) -> tuple[Due, ...]:
+        """What is still to be answered, in order; only numbers above `after`."""
+        found = self._select(
+            "SELECT number, task, episode_id FROM items WHERE job = ? AND number > ? AND state = 'queued' "
+            "ORDER BY number LIMIT ?",
+            job,
+            after,
+            limit,
+        )
+        return tuple(
+            Due(row["number"], Task.model_validate_json(row["task"]), _next_episode_id(job, row)) for row in found
+        )
 
     def begin_job(self, id: str) -> None:
         self._write(
@@ -376,7 +409,7 @@ class Durable:
                 ),
             )
             if episode is not None and accept_for:
-                _put(connection, "absorb", episode.id, accept_for, to_json(episode))
+                _put(connection, "absorb", episode.id, accept_for, self._page(episode))
 
         self._write(finish)
 
@@ -433,6 +466,7 @@ class Durable:
         Of a question of a job its place and what it cost stay; of a job of a scope that goes, nothing."""
 
         def erase(connection: sqlite3.Connection) -> Reached:
+            self._erased.update(selection.memory_ids)
             reached = Reached()
             _erase_pending(connection, selection, reached)
             _erase_jobs(connection, selection, reached)
@@ -487,6 +521,16 @@ class Durable:
                 )
             )
         return tuple(jobs)
+
+    def _page(self, episode: Episode) -> str:
+        """An episode as it is kept, without what it was shown of memories that were erased since. To be called within a
+        write, so that no erasure comes between."""
+        content, recall = to_json(episode), episode.recall
+        if recall is None or self._erased.isdisjoint(one.memory_id for one in (*recall.shown, *recall.passed_over)):
+            return content
+        page = json.loads(content)
+        Selection(memory_ids=self._erased).blot_out(page)
+        return storable(json.dumps(page, ensure_ascii=False))
 
     def _wipe(self, *, whole: bool = False) -> None:
         """Take out of the log of writes what was removed; the file itself is overwritten where it stood. `whole`: the
@@ -560,11 +604,15 @@ def _erase_jobs(connection: sqlite3.Connection, selection: Selection, reached: R
     for job in connection.execute("SELECT id, scope FROM jobs").fetchall():
         all_go = selection.covers(job["scope"])
         for item in connection.execute(
-            "SELECT number, task, episode_id FROM items WHERE job = ?", (job["id"],)
+            "SELECT number, task, state, episode_id FROM items WHERE job = ?", (job["id"],)
         ).fetchall():
             question = json.loads(item["task"])["question"]
             episode_id = item["episode_id"]
-            gone = episode_id in selection.episode_ids or selection.takes_question(question["id"], question["text"])
+            gone = (
+                episode_id in selection.episode_ids
+                or (item["state"] == ItemState.QUEUED and _next_episode_id(job["id"], item) in selection.episode_ids)
+                or selection.takes_question(question["id"], question["text"])
+            )
             if not (all_go or gone):
                 continue
             reached.ids |= {episode_id} if episode_id else set()
@@ -582,6 +630,12 @@ def _erase_jobs(connection: sqlite3.Connection, selection: Selection, reached: R
             connection.execute("DELETE FROM jobs WHERE id = ?", (job["id"],))
 
 
+def _next_episode_id(job: str, item: sqlite3.Row) -> str:
+    """Of what comes of a question when it is asked next. So an answer that a death kept from being noted is found."""
+    asked = f"{job}\n{item['number']}\n{item['episode_id']}"
+    return f"ep-{hashlib.sha256(asked.encode()).hexdigest()[:20]}"
+
+
 def _without_images(question: Question) -> Question:
     """Their hashes stay."""
     return question.evolve(images=tuple(image.without_data() for image in question.images))
@@ -590,6 +644,19 @@ def _without_images(question: Question) -> Question:
 def _pending(row: sqlite3.Row) -> Pending:
     content = json.loads(row["json"])
     return Pending(row["kind"], row["id"], row["scope"], content, row["attempts"], row["error"], row["retry_at"])
+
+
+def _taken(path: Path, holder: bytes) -> HomeTaken:
+    """What is said of a home whose lock is held; `holder`: what the one who holds it has written."""
+    pid, _, address = holder.decode(errors="replace").strip().partition(" ")
+    process = f" (process {pid}{f', at {address}' if address else ''})" if pid.isdecimal() else ""
+    return HomeTaken(
+        f"another server works in '{path.parent}'{process}.",
+        pid=int(pid) if pid.isdecimal() else None,
+        address=address,
+        wanted="a home of its own for each server; they may share one memory",
+        hint=f'mia --home ELSEWHERE serve --port … with memory.path = "{path.parent / "memory.db"}"',
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -17,13 +17,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
 
 from mia.embeddings.base import Embedder, Vectors, unit_rows
-from mia.service.chat_schemas import MODEL, Lenient, Unsupported, Written, check_model
+from mia.service.chat_problems import OPENAI_PROBLEMS, OpenAIRoute, Unsupported
+from mia.service.chat_schemas import MODEL, Lenient, Written, check_model
 from mia.service.context import ClientGone, TheService, while_connected
-from mia.service.schemas import PROBLEMS, Reply
+from mia.service.schemas import Reply
 from mia.service.together import Together
 from mia.store.base import storable
 
-router = APIRouter(prefix="/v1", tags=["chat"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["chat"], responses=OPENAI_PROBLEMS, route_class=OpenAIRoute)
 
 TEXTS = 2_048
 """Most in one request."""
@@ -104,13 +105,17 @@ async def embed(
     check_model(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not all(text.strip() for text in texts):
-        raise Unsupported("a text is empty.", wanted="texts with something in them")
+        raise Unsupported("a text is empty.", param="input", wanted="texts with something in them")
     try:
         rows = await while_connected(request, embedded(texts))
     except ClientGone:
         return Response(status_code=499)
     if body.dimensions not in (None, rows.shape[1]):
-        raise Unsupported(f"vectors of {body.dimensions} numbers.", wanted=f"{rows.shape[1]}, which the embedder has")
+        raise Unsupported(
+            f"vectors of {body.dimensions} numbers.",
+            param="dimensions",
+            wanted=f"{rows.shape[1]}, which the embedder has",
+        )
     page = await asyncio.to_thread(_page, rows, body.encoding_format or "float", texts, service.embedder)
     return Response(page, media_type="application/json")
 

@@ -85,6 +85,10 @@ class Ask:
         for reader in self._readers:
             reader.put(None)
 
+    def listen(self, reader: Subscription) -> None:
+        """Tell it what happens from now on, and of the end, as long as the question is kept."""
+        self._readers.append(reader)
+
     @contextmanager
     def subscribe(self) -> Iterator[Subscription]:
         """From what is kept on; the end is None."""
@@ -124,6 +128,12 @@ class Live:
         """Show an episode no more."""
         for ask in [one for one in self._asks.values() if id in (one.id, one.episode.id if one.episode else "")]:
             del self._asks[ask.id]
+
+    def judge(self, episode: Episode) -> None:
+        """Show an episode with the verdict that it has now."""
+        for ask in self._asks.values():
+            if ask.episode is not None and ask.episode.id == episode.id:
+                ask.episode = episode
 
     def asks(self) -> tuple[Ask, ...]:
         """The newest first."""

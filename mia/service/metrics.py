@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from mia.types import Episode
 
@@ -15,6 +15,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # When a counter began is told by the first sample of it: one more line for each would say nothing.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.requests = Counter(
             "mia_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
         )

@@ -28,6 +28,7 @@ from mia.errors import (
 )
 from mia.redaction import Redactor
 from mia.service.auth import Forbidden, GateStuck, Unauthorized
+from mia.service.invalid import faults, summary
 
 log = logging.getLogger("mia.service")
 
@@ -110,22 +111,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Where and what, without the value: it may be a secret, or no text at all.
-        details = [
-            {"where": [_plain(part) for part in one["loc"]], "message": _plain(one["msg"]), "type": one["type"]}
-            for one in error.errors()[:20]
-        ]
-        first = details[0]
-        where = ".".join(str(part) for part in first["where"])
-        body = problem(
-            422,
-            f"the request is wrong at '{where}': {first['message']}.",
-            kind="RequestInvalid",
-            hint="GET /docs",
-            request_id=request_id(request),
-            details=details,
-        )
-        return JSONResponse(body, 422)
+        return JSONResponse(invalid_request(request, error), 422)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -134,9 +120,34 @@ def install(app: FastAPI) -> None:
         return JSONResponse(body, error.status_code, error.headers)
 
 
+def invalid_request(request: Request, error: RequestValidationError) -> dict[str, Any]:
+    """The body for a request that is not as its schema wants it."""
+    errors = error.errors()
+    if any(one["loc"] == ("body",) and isinstance(one["input"], bytes) for one in errors):
+        # It was not even looked into.
+        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        came = f"as '{_redacted(kind[:100])}'" if kind else "without a content type"
+        return problem(
+            422,
+            f"the body came {came}, and is not read as JSON.",
+            kind="RequestInvalid",
+            wanted="JSON",
+            hint="send content-type: application/json",
+            request_id=request_id(request),
+        )
+    wrong = faults(errors)
+    return problem(
+        422,
+        summary(wrong),
+        kind="RequestInvalid",
+        wanted=wrong[0].wanted,
+        hint="GET /docs",
+        request_id=request_id(request),
+        details=[
+            {"where": list(one.where), "message": one.got, "wanted": one.wanted, "type": one.kind} for one in wrong
+        ],
+    )
+
+
 def request_id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
-
-
-def _plain(part: object) -> object:
-    return part if isinstance(part, int) else str(part).encode("utf-8", "replace").decode()[:200]

@@ -57,6 +57,8 @@ class Wanted:
     k_positive: int | None = None
     """Memories of correct answers; None: as the settings say."""
     k_negative: int | None = None
+    floor: float | None = None
+    """Nothing less similar is shown; None: as the settings say."""
     begun: float = field(default_factory=time.perf_counter)
 
 
@@ -164,6 +166,7 @@ class Recalls:
                 settings.k_positive if wanted.k_positive is None else wanted.k_positive,
                 settings.k_negative if wanted.k_negative is None else wanted.k_negative,
             ),
+            floor=wanted.floor,
         )
 
     def _given(self, wanted: Wanted, space: str) -> MemoryVectors:

@@ -156,7 +156,7 @@ class _TracedLive(Live):
 
     def begin(self, scope: str, question: Question, door: str, *, id: str = "") -> Ask:
         ask = super().begin(scope, question, door, id=id)
-        ask._readers.append(_Spans(ask, self._texts))
+        ask.listen(_Spans(ask, self._texts))
         return ask
 
 

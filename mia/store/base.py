@@ -33,6 +33,8 @@ from mia.types import Episode, Memory, MemoryKind, MemoryState, Verdict
 
 T = TypeVar("T")
 
+NEVER = 253_402_300_799.0
+"""The last second of the year 9999: when what was given up is tried again by itself."""
 EMBEDDED_CHARACTERS = 8_000
 """Of a question or caption, so many characters are embedded."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -153,6 +155,12 @@ class Waiting:
     attempts: int
     since: float
     retry_at: float
+    """No earlier than this it is tried again."""
+
+    @property
+    def given_up(self) -> bool:
+        """It cannot succeed as things are, and is tried only where somebody asks for it."""
+        return self.retry_at >= NEVER
 
 
 @dataclass(frozen=True)
@@ -264,12 +272,17 @@ class Reading(Protocol):
         """Those of the episodes whose lesson has been drawn."""
         ...
 
+    def kept(self, episode_ids: Collection[str]) -> frozenset[str]:
+        """Those of the episodes that are there, whatever was drawn from them."""
+        ...
+
 
 class Writing(Reading, Protocol):
     """One open transaction. Valid only inside the `work` it is passed to."""
 
     def save_episode(self, episode: Episode, *, scope: str, absorbed: bool, lessons: Sequence[str] = ()) -> None:
-        """Insert or overwrite by id; an episode once absorbed stays absorbed. `lessons`: the memories made of it."""
+        """Insert or overwrite by id; an episode once absorbed stays absorbed. `lessons`: the memories made of it. What
+        it was shown of memories that were erased since is left out."""
         ...
 
     def insert(self, memory: Memory, vectors: MemoryVectors, *, replaces: str = "", reason: str = "") -> None:
@@ -299,7 +312,7 @@ class Writing(Reading, Protocol):
         ...
 
     def enqueue(self, task: Task, subject: str, *, scope: str, error: str, delay: float) -> None:
-        """Put into the queue, or count one more attempt, to be retried after `delay` seconds."""
+        """Put into the queue, or count one more attempt, to be retried after `delay` seconds; infinite: given up."""
         ...
 
     def dequeue(self, task: Task, subjects: Collection[str]) -> None:
@@ -438,6 +451,10 @@ class MemoryStore(Reading, Protocol):
 
         Raises StoreError if the rows are gone and their traces on the disk could not be removed: called again, it
         finishes that."""
+        ...
+
+    def erased_at(self, scope: str) -> float:
+        """When all of this scope, or of a level above it, was erased last, in seconds since the epoch; 0: never."""
         ...
 
     # ── episodes

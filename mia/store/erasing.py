@@ -19,16 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from mia.redaction import Redactor
+from mia.scope import lineage
 from mia.store import audit, rows
 from mia.store.base import Erased, fingerprint, storable
 from mia.store.conditions import below
 from mia.store.rows import LIST, json_list
-from mia.types import MemoryKind
+from mia.types import Episode, MemoryKind
 
 ERASED = "[erased]"
 """What stands where the text of an erased memory stood in an episode that was shown it."""
 _PENDING = "erasing"
 """In `meta`: what was erased and may still have traces on the disk."""
+
+_SCOPE = "erased "
+"""In `meta`, before the name of a scope: when all of it was erased last."""
 
 _BACKUP = r"\.(v[0-9]+-backup|[0-9]{8}-[0-9]{6}-repair-backup)(\.unfinished)?(-wal|-shm|-journal)?"
 """How our copies are named after the store (`migrations.backup_name`, `SqliteStore.repair`), and SQLite's files beside
@@ -228,6 +232,9 @@ def _erase(connection: sqlite3.Connection, selection: Selection, redactor: Redac
     if episodes:
         scope = selection.scope if selection.scope is not None else episodes[0]["scope"]
         audit.append(connection, "erase", at=now, scope=storable(scope), after={"episodes": len(episodes)})
+    if selection.scope is not None:
+        note = (_SCOPE + storable(selection.scope), now)
+        connection.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", note)
     _new_epoch(connection)
     return Erased(
         memories=tuple(row["id"] for row in memories),
@@ -384,6 +391,30 @@ def _erase_mentions(connection: sqlite3.Connection, names: Collection[str]) -> N
         blot_out(episode["recall"], names)
         edited = json.dumps(episode, ensure_ascii=False)
         connection.execute("UPDATE episodes SET json = ? WHERE sequence = ?", (edited, sequence))
+
+
+def erased_at(connection: sqlite3.Connection, scope: str) -> float:
+    """When all of a scope, or of a level above it, was erased last; 0: never."""
+    return max(float(rows.meta(connection, _SCOPE + storable(level)) or 0) for level in lineage(scope))
+
+
+def without_erased(connection: sqlite3.Connection, episode: Episode) -> str:
+    """An episode as JSON, without what it was shown of memories that were erased since: whoever answered while they
+    were would bring them back."""
+    content, recall = rows.to_json(episode), episode.recall
+    named = {one.memory_id for one in (*recall.shown, *recall.passed_over)} if recall is not None else set()
+    if not named:
+        return content
+    known = connection.execute(f"SELECT id FROM memories WHERE id IN {LIST}", (json_list(named),)).fetchall()
+    missing = named - {row["id"] for row in known}
+    if not missing:
+        return content
+    found = connection.execute(
+        f"SELECT DISTINCT memory_id FROM audit WHERE action = 'erase' AND memory_id IN {LIST}", (json_list(missing),)
+    ).fetchall()
+    page = json.loads(content)
+    blot_out(page["recall"], {row["memory_id"] for row in found})
+    return storable(json.dumps(page, ensure_ascii=False))
 
 
 def blot_out(recall: dict[str, Any], names: Collection[str]) -> bool:

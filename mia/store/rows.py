@@ -169,6 +169,11 @@ def absorbed(connection: sqlite3.Connection, episode_ids: Collection[str]) -> fr
     return frozenset(row["id"] for row in rows)
 
 
+def kept(connection: sqlite3.Connection, episode_ids: Collection[str]) -> frozenset[str]:
+    found = connection.execute(f"SELECT id FROM episodes WHERE id IN {LIST}", (json_list(episode_ids),))
+    return frozenset(row["id"] for row in found)
+
+
 def _tuples(connection: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
     """Plain tuples: with a hundred thousand of them the difference is felt."""
     cursor = connection.cursor()

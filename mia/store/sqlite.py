@@ -159,6 +159,9 @@ class SqliteStore:
     def absorbed(self, episode_ids: Collection[str]) -> frozenset[str]:
         return self._read(lambda connection: rows.absorbed(connection, episode_ids))
 
+    def kept(self, episode_ids: Collection[str]) -> frozenset[str]:
+        return self._read(lambda connection: rows.kept(connection, episode_ids))
+
     def census(self, scope: str) -> Census:
         def count(connection: sqlite3.Connection) -> Census:
             (rows_of_scope, last) = connection.execute(
@@ -334,6 +337,9 @@ class SqliteStore:
             finally:
                 connection.close()
         return erased
+
+    def erased_at(self, scope: str) -> float:
+        return self._read(lambda connection: erasing.erased_at(connection, scope))
 
     def _take_off_the_disk(self, connection: sqlite3.Connection, erased: Erased) -> None:
         """Whatever deleted rows leave behind in files."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from mia.errors import RecordError, StoreError
 from mia.redaction import Redactor
-from mia.store import rows
-from mia.store.base import Changes, MemoryVectors, Task, storable
+from mia.store import erasing, rows
+from mia.store.base import NEVER, Changes, MemoryVectors, Task, storable
 from mia.store.rows import LIST, json_list, json_object
 from mia.types import Episode, Memory, MemoryKind, MemoryState, Outcome, Verdict
 
@@ -54,6 +54,9 @@ class SqliteWriting:
     def absorbed(self, episode_ids: Collection[str]) -> frozenset[str]:
         return rows.absorbed(self._connection, episode_ids)
 
+    def kept(self, episode_ids: Collection[str]) -> frozenset[str]:
+        return rows.kept(self._connection, episode_ids)
+
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def save_episode(self, episode: Episode, *, scope: str, absorbed: bool, lessons: Sequence[str] = ()) -> None:
@@ -63,7 +66,7 @@ class SqliteWriting:
             episode.question.id,
             episode.run,
             episode.started_at,
-            rows.to_json(episode),
+            erasing.without_erased(self._connection, episode),
             absorbed,
             scope,
             json_list(lessons),
@@ -154,7 +157,7 @@ class SqliteWriting:
             "INSERT INTO queue (task, subject, scope, error, attempts, since, retry_at) VALUES (?, ?, ?, ?, 1, ?, ?) "
             "ON CONFLICT (task, subject) DO UPDATE SET error = excluded.error, attempts = attempts + 1, "
             "retry_at = excluded.retry_at",
-            (task.value, storable(subject), storable(scope), self._clean(error), now, now + delay),
+            (task.value, storable(subject), storable(scope), self._clean(error), now, min(now + delay, NEVER)),
         )
 
     def dequeue(self, task: Task, subjects: Collection[str]) -> None:

@@ -111,6 +111,23 @@ async def test_replies_without_sense_end_in_answer_now(shelf: ShelfTool, ledger:
     done = await build(model, shelf, protocol_retries=2).execute(QUESTION, None, "", ledger)
     assert len(done.steps) == 4
     assert done.answer is not None
+    assert done.stop.reason is StopReason.ANSWERED
+    assert done.stop.sentence == (
+        "3 turns in a row could be read neither as a tool call nor as an answer; asked to answer, it answered from "
+        "what it had."
+    )
+
+
+async def test_replies_without_sense_to_the_end_are_the_models_failure_and_no_limit(
+    shelf: ShelfTool, ledger: Ledger
+) -> None:
+    model = ScriptedModel({"executor": ["hm"] * 9})
+    done = await build(model, shelf, protocol_retries=2).execute(QUESTION, None, "", ledger)
+    assert (len(done.steps), done.answer) == (4, None)
+    assert done.stop.reason is StopReason.MODEL_FAILED
+    assert done.stop.sentence.endswith("asked to answer, it gave no answer.")
+    # As the model was asked before: what a recording holds is found.
+    assert "This is your last turn." in model.requests[3].messages[-1].content
 
 
 async def test_the_clock_ends_it(shelf: ShelfTool, ledger: Ledger) -> None:
@@ -312,3 +329,11 @@ def test_the_prompts_that_are_used_are_named(shelf: ShelfTool, native: bool) -> 
     assert full.prompts.keys() == names | {"agents/executor_task"}
     compact = Executor(model, [shelf], ExecutorSettings(), native=native, style="compact")
     assert compact.prompts.keys() == {f"{name}.compact" for name in names} | {"agents/executor_task"}
+
+
+async def test_what_it_reads_before_its_first_turn_can_be_had_without_asking(shelf: ShelfTool, ledger: Ledger) -> None:
+    for plan, memories in ((Plan(text="1. Look up Titan."), ""), (None, "<memory>WORKED</memory>"), (None, "")):
+        model = ScriptedModel({"executor": ["<think>t</think><answer>The Hague</answer>"]})
+        executor = build(model, shelf)
+        await executor.execute(QUESTION, plan, memories, ledger)
+        assert executor.open(QUESTION, plan, memories) == model.requests[0].messages

@@ -194,3 +194,26 @@ def test_the_prompts_that_are_used_are_named() -> None:
     assert Planner(model, style="compact").prompts.keys() == {f"agents/planner_{name}.compact" for name in names}
     chooses = {f"agents/planner_{name}.compact" for name in names | {"choose", "plan_pairs"}}
     assert Planner(model, best_of=2, style="compact").prompts.keys() == chooses
+
+
+async def test_its_conversation_can_be_opened_and_gone_on_with_by_others(ledger: Ledger) -> None:
+    model = ScriptedModel({"planner": ["1. Look."]})
+    planner = Planner(model)
+    planned = await planner.plan(QUESTION, RECALL, "TOOLS", ledger)
+    assert planner.open(QUESTION, RECALL, "TOOLS") == planned.messages[:-1]
+    # What `show` and `reflect` ask of it, in one text.
+    model = ScriptedModel({"planner": ["<think>t</think>no"]})
+    planner = Planner(model)
+    await planner.reflect(planner.show((), STEPS, Answer(text="The Hague")), ledger)
+    asked = "\n\n".join(message.content for message in model.requests[0].messages)
+    assert planner.reflection_request(STEPS, Answer(text="The Hague")) == asked
+
+
+async def test_it_samples_as_many_plans_as_it_is_told_to(ledger: Ledger) -> None:
+    model = ScriptedModel(lambda request: '{"index": 1}' if request.purpose == "choose" else "1. Look.")
+    once = Planner(model)
+    planned = await once.sampling(3).plan(QUESTION, RECALL, "TOOLS", ledger)
+    assert len(planned.plan.candidates) == 3
+    assert once.sampling(3).sampling(2).wants_plan_pairs
+    # The one that it was made of is as it was.
+    assert not once.wants_plan_pairs

@@ -13,12 +13,13 @@ from mia.config import MemorySettings
 from mia.embeddings.hashing import HashingEmbedder
 from mia.errors import ConfigError
 from mia.memory import recalling
+from mia.memory.bank import Banks
 from mia.memory.coverage import READ
 from mia.memory.manager import MemoryManager
 from mia.memory.questions import Vectorizer
 from mia.memory.recalling import Asked, Recaller
 from mia.store import open_store
-from mia.store.base import MemoryVectors
+from mia.store.base import Changes, MemoryVectors
 from mia.store.sqlite import SqliteStore
 from mia.types import Memory, MemoryKind, MemoryState, Question, Recall
 
@@ -243,3 +244,34 @@ def test_where_one_of_many_is_purged_meanwhile_only_those_that_had_it_are_chosen
     after = recaller.recall_many(asked)
     assert known["Vesi"] not in {one.memory_id for one in (*after[0].shown, *after[0].passed_over)}
     assert ids(after[1]) == ids(before[1])
+
+
+def test_scopes_share_the_vectors_of_the_levels_above_them(store: Counting) -> None:
+    banks = Banks(store)
+    settings = [MemorySettings(floor=0.1, scope=scope) for scope in ("acme/a", "acme/b", "acme")]
+    managers = [MemoryManager(store, HashingEmbedder(), one, banks=banks) for one in settings]
+    known = managers[2].add("Who is the mayor of Vesi?", "1. find mayor in census (Vesi → Lami)", "correct").id
+    loaded: list[tuple[str, int]] = []
+    changes = store.changes
+
+    def tell(scope: str, since: int, *, known: int = 0) -> Changes:
+        found = changes(scope, since, known=known)
+        loaded.append((scope, int(found.rows.new.sum())))
+        return found
+
+    store.changes = tell  # type: ignore[method-assign]
+    for manager in managers:
+        assert ids(manager.recall_now("Who is the mayor of Vesi?")) == [known]
+    assert sum(count for scope, count in loaded if scope == "acme") == 1
+    # Who goes takes nothing from the others, also twice.
+    for _ in range(2):
+        managers[0].release()
+    more = managers[2].add("Who is the mayor of Toki?", "1. find mayor in census (Toki → Ruso)", "correct").id
+    assert set(ids(managers[1].recall_now("Who is the mayor of Toki?"))) == {known, more}
+    assert sum(count for scope, count in loaded if scope == "acme") == 2
+    # After the last one, the next begins anew.
+    for manager in managers[1:]:
+        manager.release()
+    late = MemoryManager(store, HashingEmbedder(), settings[0], banks=banks)
+    assert set(ids(late.recall_now("Who is the mayor of Toki?"))) == {known, more}
+    assert sum(count for scope, count in loaded if scope == "acme") == 4

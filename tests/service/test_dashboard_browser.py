@@ -205,7 +205,7 @@ def test_a_token_lets_in_and_log_out_ends_it(browser: Any, tmp_path: Path) -> No
 def test_light_dark_and_narrow(browser: Any, tmp_path: Path) -> None:
     with listening(make_service(tmp_path / "home")) as address:
         for scheme in ("light", "dark"):
-            reader = Reader(browser, address, color_scheme=scheme, viewport={"width": 390, "height": 844})
+            reader = Reader(browser, address, color_scheme=scheme, viewport={"width": 375, "height": 812})
             page = reader.page
             ask(page)
             paths = (
@@ -215,7 +215,9 @@ def test_light_dark_and_narrow(browser: Any, tmp_path: Path) -> None:
             )
             for path in paths:
                 page.goto(path)
-                assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+                assert page.evaluate("document.documentElement.scrollWidth") <= 375, path
+                menu = [one.bounding_box() for one in page.locator(".top nav a").all()]
+                assert all(box["x"] >= 0 and box["x"] + box["width"] <= 375 for box in menu), path
             assert (_brightness(page) < 60) is (scheme == "dark")
             page.click("#theme")
             assert (_brightness(page) < 60) is (scheme == "light")

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -296,15 +297,109 @@ def test_a_tenant_sees_and_changes_its_own_alone(guarded: tuple[TestClient, dict
     log_in(client, tokens["admin"])
     assert "secret question" in client.get("/episodes").text
     assert client.get(f"/memories/{memory}").status_code == 200
-    assert "memory.scope" in client.get("/status").text
+    assert "Settings" in client.get("/status").text
 
 
 def test_status_masks_secrets(tmp_path: Path) -> None:
     service = make_service(tmp_path, models__default__api_key="sk-very-secret")
     with TestClient(create_app(service)) as client:
         text = client.get("/status").text
-    assert "models.default.api_key" in text
+    assert "api_key" in text
     assert "very-secret" not in text
+
+
+def test_status_has_the_settings_section_by_section_with_units_and_what_was_changed(tmp_path: Path) -> None:
+    service = make_service(tmp_path, reader__chunk_tokens=777)
+    with TestClient(create_app(service)) as client:
+        text = client.get("/status").text
+    sections = {name: opened for opened, name in re.findall(r"<details[^>]*?( open)?><summary><strong>([\w.]+)", text)}
+    assert {"general", "models.default", "memory", "reader", "serve"} <= set(sections)
+    assert {name for name, opened in sections.items() if opened} == {"general", "memory", "judge", "reader"}
+    reader = re.sub(r"<[^>]+>", " ", text[text.index("<strong>reader</strong>") :])
+    assert re.search(r"1 changed\s", reader)
+    assert re.search(r"chunk_tokens\s+777\s+tokens", reader)
+    assert re.search(
+        r"max_seconds\s+[\d.]+\s+s\s", re.sub(r"<[^>]+>", " ", text[text.index("<strong>serve</strong>") :])
+    )
+    assert text.count('class="changed"') == sum(map(int, re.findall(r", (\d+) changed", text)))
+
+
+# ── errors in a browser ───────────────────────────────────────────────────────────────────────────────────────────
+
+BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+def test_a_browser_gets_errors_as_pages_and_a_program_as_json(client: TestClient) -> None:
+    for path, status in (("/nope", 404), ("/v1/episodes/ep-nope", 404), ("/v1/jobs?limit=x", 422), ("/v1/ask", 405)):
+        said = client.get(path)
+        assert said.headers["content-type"] == "application/json"
+        page = client.get(path, headers=BROWSER)
+        assert (said.status_code, page.status_code) == (status, status)
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+        assert page.text.rstrip().endswith("</html>")
+        assert page.headers["x-request-id"] in page.text
+        if hint := said.json()["error"]["hint"]:
+            assert escape(hint) in page.text
+    assert "There is nothing at /nope" in client.get("/nope", headers=BROWSER).text
+    assert "<script>" not in client.get("/%3Cscript%3Ealert(1)", headers=BROWSER).text
+    assert client.head("/nope", headers=BROWSER).content == b""
+    assert client.get("/healthz", headers=BROWSER).json()["status"] == "ok"
+
+
+def test_a_bug_is_a_page_too_and_tells_nothing(tmp_path: Path) -> None:
+    app = create_app(make_service(tmp_path))
+
+    @app.get("/bug")
+    def bug() -> None:
+        raise ZeroDivisionError("a secret")
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        page = client.get("/bug", headers=BROWSER)
+    assert page.status_code == 500
+    assert "a fault of the server" in page.text
+    assert "a secret" not in page.text
+
+
+def test_what_a_token_may_not_do_is_a_page_and_not_offered(guarded: tuple[TestClient, dict[str, str]]) -> None:
+    client, tokens = guarded
+    log_in(client, tokens["acme"])
+    assert 'href="/metrics"' not in client.get("/status").text
+    page = client.get("/metrics", headers=BROWSER)
+    assert page.status_code == 403
+    assert "a token without a scope" in page.text
+    assert "scope acme" in page.text
+    log_in(client, tokens["admin"])
+    assert 'href="/metrics"' in client.get("/status").text
+
+
+def test_a_tenant_sees_what_waits_of_its_own(tmp_path: Path) -> None:
+    """However much of others waits before it; and what its jobs cost."""
+    service = make_service(tmp_path / "home")
+    path = tokens_path(service.config)
+    token = add_token(path, "acme", scope="acme", days=None)
+    with TestClient(create_app(service)) as client:
+        log_in(client, token)
+        job = client.post("/queue/jobs", data={"questions": "Where was he born?"}, follow_redirects=False)
+        for _ in range(300):
+            if "finished" in client.get(job.headers["location"]).text:
+                break
+            time.sleep(0.02)
+        for address in ("/queue", job.headers["location"]):
+            assert re.search(r" · [\d,]+ tokens · no price is known", client.get(address).text)
+    service = make_service(tmp_path / "home")
+    for scope, count in (("umbra", 260), ("acme/ann", 2)):
+        for number in range(count):
+            service.durable.accept_memory({"question": f"Of {scope}, {number}?"}, scope)
+    # Nothing is absorbed: the service is not started.
+    client = TestClient(create_app(service))
+    log_in(client, token)
+    text = client.get("/queue").text
+    assert text.count("Of acme/ann") == 2
+    assert "umbra" not in text
+    assert "of the scope acme and below" in text
+    assert "2 waiting to be absorbed" in client.get("/").text
+    service.durable.close()
 
 
 def test_a_server_that_closes_breaks_off_what_was_asked_in_pages(tmp_path: Path) -> None:

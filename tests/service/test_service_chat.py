@@ -225,18 +225,28 @@ def test_what_cannot_be_done_is_a_bad_request_that_says_so(
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**{"model": "mia", "messages": ASK, **wish})
     error: Any = caught.value.body
-    assert named in f"{error['message']} {error['wanted']}"
-    assert error["code"] == 400
+    assert named in error["message"]
+    assert error["type"] == "invalid_request_error"
+    # As OpenAI's endpoint says it, and its package reads it.
+    (field,) = wish
+    assert (caught.value.param, caught.value.code) == (field, "unsupported_value")
 
 
 def test_errors_are_the_classes_that_a_client_knows(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="no model 'gpt-x'"):
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-x'") as unknown:
         client.chat.completions.create(model="gpt-x", messages=ASK)
+    assert (unknown.value.param, unknown.value.code) == ("model", "model_not_found")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-x")
     for wrong in ([], [{"role": "king", "content": "x"}], [{"role": "user", "content": 7}], [{}] * 2_000):
         with pytest.raises(openai.UnprocessableEntityError):
             client.chat.completions.create(model="mia", messages=wrong)  # type: ignore[arg-type]
+    with pytest.raises(openai.UnprocessableEntityError, match="is missing") as nothing:
+        client.post("/chat/completions", body={"model": "mia"}, cast_to=object)
+    assert (nothing.value.param, nothing.value.code) == ("messages", "missing_required_parameter")
+    with pytest.raises(openai.UnprocessableEntityError) as king:
+        client.chat.completions.create(model="mia", messages=[{"role": "king", "content": "x"}])  # type: ignore[arg-type,list-item,misc]
+    assert (king.value.param, king.value.type) == ("messages[0].role", "invalid_request_error")
     no_image = base64.b64encode(b"no image").decode()
     part = with_part(type="image_url", image_url={"url": f"data:image/png;base64,{no_image}"})
     with pytest.raises(openai.UnprocessableEntityError, match="no image"):
@@ -274,7 +284,7 @@ def test_a_model_that_is_down(tmp_path: Path) -> None:
         stream = client.chat.completions.create(model="mia", messages=ASK, stream=True)
         with pytest.raises(openai.APIError, match="could not be asked") as told:
             thought.extend(getattr(piece.choices[0].delta, "reasoning_content", "") for piece in stream)
-        assert told.value.code == "503"
+        assert (told.value.code, told.value.type) == ("service_unavailable", "server_error")
         assert "plan failed: it is down.\n" in thought
 
 
@@ -368,6 +378,18 @@ def test_a_limit_ends_the_research_and_says_so(tmp_path: Path) -> None:
     assert choice.finish_reason == "length"
     assert choice.message.content is not None
     assert choice.message.content.startswith("There is no answer: ")
+
+
+def test_turns_that_nobody_can_read_are_no_limit(tmp_path: Path) -> None:
+    def babbles(request: ChatRequest) -> Any:
+        return "hm" if request.purpose == "execute" else says(request)
+
+    with client_of(make(tmp_path, babbles)) as client:
+        reply = client.chat.completions.create(model="mia", messages=ASK)
+    (choice,) = reply.choices
+    assert choice.finish_reason == "stop"
+    assert reply.mia["stop"]["reason"] == "model_failed"  # type: ignore[attr-defined]
+    assert "turns in a row could be read neither as a tool call nor as an answer" in (choice.message.content or "")
 
 
 def test_an_answer_that_nothing_supports_is_held_back(tmp_path: Path) -> None:

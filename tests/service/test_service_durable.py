@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from memory.past import episode
 
-from mia.errors import StoreError
+from mia.errors import HomeTaken, StoreError
 from mia.service.durable import Durable, ItemState, JobState
 from mia.types import Question, Task
 
@@ -16,8 +17,12 @@ KEY = "sk-abcdefghijklmnopqrstuvwxyz0123456789ABCD"
 
 def test_what_was_accepted_is_there_for_the_next_one(tmp_path: Path) -> None:
     first = Durable(tmp_path / "service.db")
-    with pytest.raises(StoreError, match="another server works in"):
-        Durable(tmp_path / "service.db")
+    for address in ("", "http://127.0.0.1:8321"):
+        first.listens_at(address)
+        with pytest.raises(HomeTaken, match="another server works in") as taken:
+            Durable(tmp_path / "service.db")
+        assert (taken.value.pid, taken.value.address) == (os.getpid(), address)
+        assert address in str(taken.value)
     one = episode(question=Question.of("Who?"))
     first.accept(one, "acme/a")
     first.accept(one, "acme/a")
@@ -46,10 +51,10 @@ def test_no_key_is_kept_but_in_a_question_that_is_still_to_be_asked(tmp_path: Pa
     durable = Durable(tmp_path / "service.db")
     durable.accept(episode(question=Question.of(f"What is {KEY}?")), "default")
     job = durable.submit([Task(question=Question.of(f"Is {KEY} a key?"), references=(KEY,))], "default")
-    ((number, task),) = durable.open_items(job.id)
-    assert KEY in task.question.text
+    (due,) = durable.open_items(job.id)
+    assert KEY in due.task.question.text
     durable.begin_job(job.id)
-    durable.finish_item(job.id, number, episode(question=task.question))
+    durable.finish_item(job.id, due.number, episode(question=due.task.question))
     durable.finish_job(job.id)
     (item,) = durable.items(job.id)
     assert item.state is ItemState.ANSWERED

@@ -59,8 +59,9 @@ def test_what_cannot_be_embedded_is_said(client: openai.OpenAI) -> None:
     for wrong in ("", " ", ["a", ""]):
         with pytest.raises(openai.BadRequestError, match="empty"):
             client.embeddings.create(model="mia", input=wrong)
-    with pytest.raises(openai.BadRequestError, match="numbers"):
+    with pytest.raises(openai.BadRequestError, match="numbers") as caught:
         client.embeddings.create(model="mia", input="a", dimensions=3)
+    assert (caught.value.param, caught.value.type) == ("dimensions", "invalid_request_error")
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="text-embedding-9", input="a")
     wrong_inputs: list[object] = [[], [1, 2], [[1]], ["a"] * (TEXTS + 1), None]

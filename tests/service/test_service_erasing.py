@@ -214,7 +214,7 @@ async def test_a_question_goes_by_its_words_and_the_rest_of_its_scope_stays(home
     first, other, last = durable.items(job.id)
     assert (first.question, first.answer, first.state) == (ERASED, None, ItemState.ANSWERED)
     assert (last.question, last.state) == (ERASED, ItemState.CANCELLED)
-    assert [task.question.text for _, task in durable.open_items(job.id)] == [f"Another of {ANN}?"] == [other.question]
+    assert [due.task.question.text for due in durable.open_items(job.id)] == [f"Another of {ANN}?"] == [other.question]
     assert registry.truth(ANN, f"q-{PARROT}") == ""
     assert (registry.count_images(ANN), registry.count_candidates(ANN), registry.evaluations(ANN)) == (0, 0, ())
     durable.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from listening import until
 from service.test_service_episodes import QUESTION, ask, settle
 from service_team import RIGHT, make_service
 from starlette.testclient import TestClient
@@ -80,3 +81,34 @@ def test_feedback_for_nothing_is_not_found(client: TestClient) -> None:
     assert client.post("/v1/episodes/ep-no/feedback", json={"correct": True}).status_code == 404
     id = ask(client, QUESTION)
     assert client.post(f"/v1/episodes/{id}/feedback", json={"corect": True}).status_code == 422
+
+
+def test_the_accuracy_on_the_live_page_counts_what_a_person_says(client: TestClient) -> None:
+    ids = [ask(client, f"{QUESTION} ({number})") for number in range(3)]
+
+    def accuracy() -> str:
+        page = client.get("/now").text
+        return " ".join(page.partition("Accuracy")[2].partition("</div>")[0].split())
+
+    before = accuracy()
+    renewal = client.get("/now").text.partition('hx-get="')[2].partition('"')[0]
+    assert client.get(renewal).status_code == 204
+    assert "100 %" in before
+    client.post(f"/v1/episodes/{ids[0]}/feedback", json={"correct": False})
+    assert "67 %" in accuracy()
+    # A page that is open is told: what it has is no longer so.
+    assert client.get(renewal).status_code == 200
+    client.post(f"/v1/episodes/{ids[0]}/feedback", json={"correct": True})
+    assert accuracy() == before
+
+
+def test_the_accuracy_of_a_job_counts_what_a_person_says(client: TestClient) -> None:
+    asked = [{"question": f"{QUESTION} ({number})", "references": [RIGHT]} for number in range(2)]
+    job = client.post("/v1/jobs", json={"questions": asked}).json()["id"]
+    until(lambda: client.get(f"/v1/jobs/{job}").json()["state"] == "finished")
+    assert client.get(f"/v1/jobs/{job}").json()["accuracy"] == 1.0
+    (first, _) = client.get(f"/v1/jobs/{job}/results").json()["results"]
+    reply = client.post(f"/v1/episodes/{first['episode_id']}/feedback", json={"correct": False})
+    assert reply.status_code == 200, reply.text
+    assert client.get(f"/v1/jobs/{job}").json()["accuracy"] == 0.5
+    assert client.get(f"/v1/jobs/{job}/results").json()["results"][0]["outcome"] == "incorrect"

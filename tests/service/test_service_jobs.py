@@ -158,3 +158,65 @@ def test_a_deleted_job_is_gone_and_its_episodes_stay(client: TestClient) -> None
 @pytest.mark.parametrize("path", ["/v1/jobs/no", "/v1/jobs/no/results", "/v1/jobs/..%2f..%2fetc"])
 def test_an_unknown_job_is_not_found(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
+
+
+def numbered(count: int, name: str) -> list[dict[str, Any]]:
+    return [{"question": f"{name} {number}?", "references": [RIGHT]} for number in range(count)]
+
+
+def test_a_short_job_does_not_wait_for_a_long_one_of_another_tenant(tmp_path: Path) -> None:
+    planned: list[str] = []
+
+    def answers(request: ChatRequest) -> Any:
+        if request.purpose == "plan":
+            planned.append(next(word for word in ("long", "second", "short") if word in request.messages[-1].content))
+        return says(request)
+
+    with TestClient(create_app(make_service(tmp_path, answers=answers, delay=0.01, run__concurrency=2))) as client:
+        long = client.post("/v1/jobs", json={"questions": numbered(1_000, "long")}).json()["id"]
+        second = client.post("/v1/jobs", json={"questions": numbered(6, "second")}).json()["id"]
+        while len(planned) < 8:
+            time.sleep(0.01)
+        begun = len(planned)
+        other = {"X-MIA-Scope": "tenant"}
+        short = client.post("/v1/jobs", json={"questions": numbered(3, "short")}, headers=other).json()["id"]
+        assert finished(client, short)["counts"] == {"answered": 3}
+        # What was under way when it came, and then one of each tenant in turn.
+        after = planned[begun:]
+        assert after.index("short") <= 4
+        assert len(after[: len(after) - after[::-1].index("short")]) <= 10
+        assert finished(client, second)["counts"] == {"answered": 6}
+        # In a scope, its jobs take turns.
+        both = [word for word in planned if word != "short"]
+        assert both.index("second") <= 4
+        until_done = both[both.index("second") : len(both) - both[::-1].index("second")]
+        assert abs(until_done.count("second") - until_done.count("long")) <= 2
+        items = client.get(f"/v1/jobs/{long}/results", params={"limit": 1000}).json()["results"]
+        states = [item["state"] for item in items]
+        # In their order: what is not answered yet comes after what is, but for what is under way.
+        assert "queued" not in states[: states.count("answered") - 2]
+        assert client.post(f"/v1/jobs/{long}/cancel").json()["state"] == "cancelled"
+
+
+def test_what_failed_is_asked_again_while_the_rest_of_the_job_is_under_way(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answers(request: ChatRequest) -> Any:
+        if request.purpose == "plan":
+            asked.append(request.messages[-1].content)
+            if "mend 0" in asked[-1] and sum("mend 0" in one for one in asked) == 1:
+                return ModelUnavailable("the endpoint is down.")
+        if request.purpose == "execute" and "mend 0" in request.messages[1].content and len(asked) < 2:
+            return ModelUnavailable("the endpoint is down.")
+        return says(request)
+
+    with TestClient(create_app(make_service(tmp_path, answers=answers, delay=0.02, run__concurrency=1))) as client:
+        id = client.post("/v1/jobs", json={"questions": numbered(12, "mend")}).json()["id"]
+        while not client.get(f"/v1/jobs/{id}").json()["counts"].get("failed"):
+            time.sleep(0.01)
+        assert client.post(f"/v1/jobs/{id}/retry").json()["state"] == "queued"
+        assert finished(client, id)["counts"] == {"answered": 12}
+        results = client.get(f"/v1/jobs/{id}/results").json()["results"]
+        assert len({item["episode_id"] for item in results}) == 12
+        # None but the one that failed was asked twice.
+        assert len(asked) == 13

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ pytest.importorskip("mcp", reason="the extra `service` is not installed")
 
 import httpx2
 import uvicorn
+from embedded_team import needs_embedded_model
 from fake_endpoint import FakeEndpoint
 from fake_endpoint import says as replies
 from mcp import Client, StdioServerParameters
@@ -37,7 +39,7 @@ from mia.models.base import ChatRequest
 from mia.service.app import create_app
 from mia.service.auth import add_token, tokens_path
 from mia.service.core import Service
-from mia.service.mcp.server import agent_tools
+from mia.service.mcp.server import AGENT_TOOLS
 
 QUESTION = "Where was the discoverer of Titan born?"
 LESSON = {"question": QUESTION, "workflow": WORKFLOW, "judgement": "correct"}
@@ -147,6 +149,10 @@ async def test_a_question_is_researched_recalled_and_judged(running: Running, mo
         (memory,) = recalled["memories"]
         assert (memory["id"], memory["judgement"], memory["workflow"]) == (memory_id, "correct", WORKFLOW)
         assert memory["parts"]["similarity"] == pytest.approx(1, abs=1e-3)
+        unrelated = {"text": "What does a loaf of rye bread cost in Oslo?"}
+        assert data(await client.call_tool("recall", unrelated))["memories"] == []
+        anything = data(await client.call_tool("recall", {**unrelated, "floor": -1}))
+        assert ([one["id"] for one in anything["memories"]], anything["floor"]) == ([memory_id], -1)
 
         episode = await read(client, f"mia://episodes/{found['episode_id']}")
         assert episode["verdict"]["outcome"] == "correct"
@@ -199,7 +205,7 @@ async def test_a_long_document_is_read_chunk_by_chunk(tmp_path: Path) -> None:
 async def test_schemas_are_told_and_what_comes_holds_them(running: Running) -> None:
     async with running.client() as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-        assert set(tools) == {tool.name for tool in agent_tools()} >= {"research", "recall", "remember", "feedback"}
+        assert set(tools) == {tool.name for tool in AGENT_TOOLS} >= {"research", "recall", "remember", "feedback"}
         for tool in tools.values():
             jsonschema.Draft202012Validator.check_schema(tool.input_schema)
             assert tool.output_schema is not None
@@ -396,12 +402,32 @@ async def test_over_stdio_an_agent_researches_and_remembers(tmp_path: Path) -> N
         flags += ("--no-plan", "--replan", "never", "--judge", "none")
         async with Client(program(home, *flags)) as client:
             names = [tool.name for tool in (await client.list_tools()).tools]
-            assert names == [tool.name for tool in agent_tools()]
+            assert names == [tool.name for tool in AGENT_TOOLS]
             kept = data(await client.call_tool("remember", LESSON))
             found = data(await client.call_tool("research", {"question": QUESTION}))
             assert found["answer"] == RIGHT
             assert found["memories"] == [kept["memory_id"]]
             assert (await read(client, f"mia://episodes/{found['episode_id']}"))["id"] == found["episode_id"]
+
+
+@needs_embedded_model
+async def test_the_first_example_of_the_page_runs_with_nothing_configured(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "mcp.md").read_text(encoding="utf-8")
+    blocks = [json.loads(one) for one in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    first, second = [one["mcpServers"]["mia"] for one in blocks if "command" in one["mcpServers"]["mia"]]
+    question = re.search(r'try "([^"]+)"', page)
+    assert question is not None
+    assert first["command"] == "mia"
+    arguments = [word.replace("/home/ann", str(tmp_path)) for word in first["args"]]
+    started = StdioServerParameters(command=sys.executable, args=["-m", "mia", *arguments], cwd=tmp_path)
+    async with Client(started) as client:
+        kept = data(await client.call_tool("remember", LESSON))
+        assert data(await client.call_tool("recall", {"text": QUESTION}))["memories"][0]["id"] == kept["memory_id"]
+        found = data(await client.call_tool("research", {"question": question[1]}))
+        assert found["answer"]  # Perhaps "unknown": the world does not say everything in the first place one looks.
+        assert (await read(client, f"mia://episodes/{found['episode_id']}"))["attempts"][0]["trace"]["steps"]
+    # The second names a model and documents, and needs both.
+    assert {"--corpus", "--base-url", "--model"} <= set(second["args"])
 
 
 async def test_stdout_holds_the_protocol_alone_and_the_program_ends_with_stdin(tmp_path: Path) -> None:
@@ -443,8 +469,27 @@ async def test_a_home_that_a_server_holds_is_told_with_what_to_do(tmp_path: Path
         out, err = await process.communicate()
         assert process.returncode == 1
         assert out == b""
-        assert b"/mcp" in err
-        assert b"--home" in err
+        assert b"another server works in" in err
+        assert b"/mcp of its address" in err
+        assert b"mia --home ELSEWHERE mcp" in err
+        assert b'"url"' not in err  # This one listens nowhere.
+    finally:
+        await service.close()
+
+
+async def test_a_home_that_mia_serve_holds_is_told_with_the_address_to_use_instead(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    service = make_service(home)
+    service.durable.listens_at("http://127.0.0.1:8765")
+    try:
+        parameters = program(home, "--corpus", str(corpus(tmp_path / "docs")), "--model", "m")
+        process = await asyncio.create_subprocess_exec(
+            parameters.command, *parameters.args, stdin=-1, stdout=-1, stderr=-1, cwd=parameters.cwd,
+            env={"PATH": "", "HOME": str(tmp_path), **(parameters.env or {})},
+        )  # fmt: skip
+        _, err = await process.communicate()
+        assert process.returncode == 1
+        assert b'{"type": "http", "url": "http://127.0.0.1:8765/mcp"}' in err
     finally:
         await service.close()
 

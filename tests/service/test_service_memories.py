@@ -115,8 +115,20 @@ def test_an_export_is_an_import_elsewhere(client: TestClient, tmp_path: Path) ->
         assert other.get(f"/v1/episodes/{id}").status_code == 200
         back = other.get("/v1/memories/export", params={"episodes": True}).content
         assert back.split(b"\n")[1:] == exported.content.split(b"\n")[1:]
-        broken = other.post("/v1/memories/import", content=b"no json\n\xff\n[]\n" + b"[" * 100_000).json()
-        assert [one["line"] for one in broken["refused"]] == [1, 2, 3, 4]
+        broken = b"no json\n\xff\n[]\n" + b"[" * 100_000 + b"\nnor this"
+        mixed = other.post("/v1/memories/import", content=broken + b"\n" + exported.content)
+        assert (mixed.status_code, mixed.json()["known"], mixed.json()["refused_total"]) == (200, 302, 5)
+        assert [one["line"] for one in mixed.json()["refused"]] == [1, 2, 3, 4, 5]
+        assert mixed.json()["reasons"]["it is no JSON"] == 2
+        assert sum(mixed.json()["reasons"].values()) == 5
+        nothing = other.post("/v1/memories/import", content=broken)
+        assert nothing.status_code == 422
+        error = nothing.json()["error"]
+        assert error["message"].startswith("nothing was taken of 5 lines; line 1: it is no JSON")
+        assert error["reasons"] == mixed.json()["reasons"]
+        assert [one["line"] for one in error["refused"]] == [1, 2, 3, 4, 5]
+        # An export of nothing is nothing that could be refused.
+        assert other.post("/v1/memories/import", content=exported.content.splitlines()[0]).status_code == 200
     bare = client.get("/v1/memories/export", params={"vectors": False}).content
     assert b"vectors" not in bare
 

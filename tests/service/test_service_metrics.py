@@ -37,3 +37,13 @@ def test_paths_methods_and_names_make_no_labels(client: TestClient) -> None:
     assert not [name for name in found if "FOO" in name or "nothing" in name or "job-" in name]
     assert found['mia_requests_total{method="other",route="/v1/recall",status="405"}'] == 30
     assert sum(name.startswith("mia_requests_total") for name in found) < 10
+
+
+def test_other_agents_are_counted_under_their_door(client: TestClient) -> None:
+    client.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
+    client.get("/mcp")
+    found = lines(client)
+    assert sum(found[name] for name in found if name.startswith('mia_requests_total{method="POST",route="/mcp"')) == 1
+    assert found['mia_requests_total{method="GET",route="/mcp",status="405"}'] == 1
+    assert found['mia_request_seconds_count{route="/mcp"}'] == 2
+    assert not [name for name in found if "_created" in name]

@@ -64,6 +64,53 @@ def test_a_text_finds_what_is_alike_with_scores_and_what_the_planner_reads(
     assert page["seconds"] > 0
 
 
+@pytest.mark.parametrize("form", ["mia", "paper"])
+def test_a_floor_leaves_out_what_is_less_alike(tmp_path: Path, form: str) -> None:
+    service = make_service(tmp_path, memory__score=form)
+    near = add(service, "Where was the discoverer of Rhea born?")
+    far = add(service, "What does a loaf of rye bread cost in Oslo?")
+    with TestClient(create_app(service)) as client:
+
+        def found(**more: Any) -> set[str]:
+            reply = client.post("/v1/recall", json={"question": QUESTION, **more})
+            assert reply.json()["floor"] == more.get("floor", reply.json()["floor"])
+            return set(shown(reply))
+
+        assert found(floor=-1) == {near, far}
+        assert found(floor=0.5) == {near}
+        assert found(floor=0.99) == set()
+        assert client.post("/v1/recall", json={"question": QUESTION, "floor": 2}).status_code == 422
+
+
+@pytest.mark.parametrize(("setting", "held"), [(-1.0, 0.5), (0.2, 0.2), (0.7, 0.7)])
+def test_a_line_that_shows_everything_shows_other_agents_what_is_related(
+    tmp_path: Path, setting: float, held: float
+) -> None:
+    """The offline world has no floor, and other agents ask about anything."""
+    service = make_service(tmp_path, memory__floor=setting)
+    id = add(service, "Where was the discoverer of Rhea born?")
+    with TestClient(create_app(service)) as client:
+        page = client.post("/v1/recall", json={"question": "How do I bake rye bread?"}).json()
+        assert (page["shown"], page["floor"], page["considered"]) == ([], held, 1)
+        assert shown(client.post("/v1/recall", json={"question": QUESTION})) == [id]
+        # The line itself goes by its setting.
+        assert len(service.memory("default").recall_now("How do I bake rye bread?").shown) == (setting < 0)
+
+
+def test_a_search_says_which_are_related_and_leaves_them_out_where_it_is_told_to(
+    client: TestClient, service: Service
+) -> None:
+    near = add(service, "Where was the discoverer of Rhea born?")
+    far = add(service, "What does a loaf of rye bread cost in Oslo?")
+
+    def found(**more: Any) -> list[tuple[str, bool]]:
+        page = client.get("/v1/memories/search", params={"text": QUESTION, **more}).json()
+        return [(one["memory"]["id"], one["related"]) for one in page["found"]]
+
+    assert found() == [(near, True), (far, False)]
+    assert found(floor=0.5) == [(near, True)]
+
+
 def test_a_vector_finds_what_its_text_finds_whatever_its_length(client: TestClient, service: Service) -> None:
     add(service)
     add(service, "Where was the discoverer of Uranus born?", judgement="incorrect")

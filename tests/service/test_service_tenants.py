@@ -86,8 +86,15 @@ def test_a_stranger_can_do_nothing_with_what_he_knows_the_id_of(
         reply = other.ask(method, path, json=body)
         assert reply.status_code == 404, (method, path, reply.text)
         assert "Titan" not in reply.text
-    for path in ("/v1/memories", "/v1/episodes", "/v1/jobs", "/v1/memories/audit", "/v1/memories/export", "/v1/queue"):
-        reply = other.ask("GET", path, params={"limit": 1000, "state": "all", "episodes": True})
+    for path in (
+        "/v1/memories?limit=1000&state=all",
+        "/v1/episodes?limit=1000",
+        "/v1/jobs?limit=1000",
+        "/v1/memories/audit?limit=1000",
+        "/v1/memories/export?episodes=true",
+        "/v1/queue?limit=1000",
+    ):
+        reply = other.ask("GET", path)
         assert reply.status_code == 200, reply.text
         # One below is shown what its parent knows, and its own episodes say so.
         beside = not stranger.startswith("acme/a/")

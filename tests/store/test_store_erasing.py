@@ -463,3 +463,34 @@ print("done", flush=True)
             assert files_with(path.parent, SENTENCE.encode()) == []
             assert {memory.id for memory in store.list_memories("default", limit=999)} >= others
     assert unfinished
+
+
+def test_an_episode_that_comes_later_brings_back_no_word_of_it(store: SqliteStore) -> None:
+    secret, other = insert(store, a_memory(SENTENCE)), insert(store)
+    late = an_episode("ep-late", shown=[secret, other])
+    store.erase(memory_ids=[secret.id])
+    save(store, late)
+    kept = store.load_episode("ep-late").recall
+    assert kept is not None
+    assert [one.question for one in kept.shown] == [ERASED, other.question]
+    assert (kept.for_planner, kept.for_executor) == (ERASED, ERASED)
+    # A memory that was purged was nobody's secret.
+    set_state(store, MemoryState.FORGOTTEN, other)
+    store.purge()
+    save(store, late.evolve(id="ep-later"))
+    kept = store.load_episode("ep-later").recall
+    assert kept is not None
+    assert [one.question for one in kept.shown] == [ERASED, other.question]
+
+
+def test_when_a_scope_was_erased_is_known_to_all_below_it(store: SqliteStore) -> None:
+    assert store.erased_at("acme/ann") == 0
+    begun = time.time()
+    store.erase(scope="acme")
+    erased = store.erased_at("acme/ann")
+    assert begun <= erased <= time.time()
+    assert store.erased_at("acme") == erased
+    assert (store.erased_at("acmeX"), store.erased_at("other"), store.erased_at("default")) == (0, 0, 0)
+    store.erase(scope="acme/ann")
+    assert store.erased_at("acme/ann") >= erased
+    assert store.erased_at("acme/bob") == erased

@@ -146,7 +146,7 @@ def test_a_second_server_on_one_home_is_refused_and_on_another_home_shares_the_m
     refused = serve.nursery.mia("--home", tmp_path / "one", "serve", "--port", "0", **variables_of(endpoint))
     assert refused.code != 0
     assert "another server works in" in refused.stderr
-    assert f"process {one.worker.pid}" in refused.stderr
+    assert f"process {one.worker.pid}, at {one.url}" in refused.stderr
     assert "Traceback" not in refused.stderr
 
     shared = str(tmp_path / "one" / "memory.db")

@@ -175,7 +175,7 @@ def test_it_answers_while_versions_are_made_and_follows_a_rollback(serve: Servin
     scores = read_lines(one.home / LEARNING / "scores.jsonl")
     assert {line["episode_id"] for line in scores} == {told["episode_id"] for told in one.told}
     one.server.absorb_all()
-    mine = one.server.client.get("/v1/memories", headers=beside, params={"scope": "beside"}).json()["memories"]
+    mine = one.server.client.get("/v1/memories", headers=beside).json()["memories"]
     assert {memory["scope"] for memory in mine} == {"beside"}
 
     # Back to the model as it came: the next answer is its own.

@@ -9,14 +9,14 @@ import json
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
-from mia.errors import MiaError, RecordError
+from mia.errors import MiaError, ModelUnavailable, RecordError
 from mia.redaction import Redactor
 from mia.service.context import ClientGone, TheScope, TheService, while_connected
 from mia.service.core import Service
 from mia.service.live import ReaderTooSlow
-from mia.service.problems import RETRY_SECONDS, answer_of, problem, request_id
+from mia.service.problems import answer_of, problem, request_id
 from mia.service.schemas import PROBLEMS, AskBody, AskReply
 from mia.store.base import storable
 from mia.types import Episode, Image, Question, Task
@@ -73,19 +73,19 @@ def unheard(episode: Episode) -> bool:
     return episode.answer is None and episode.stop is not None and episode.stop.reason.unheard
 
 
+def unanswered(episode: Episode) -> ModelUnavailable:
+    """Of one that was `unheard`, as an error."""
+    assert episode.stop is not None
+    return ModelUnavailable(
+        f"the model could not be asked: {episode.stop.sentence}",
+        hint="look at the endpoint (mia doctor); what is remembered can still be recalled: POST /v1/recall",
+    )
+
+
 def reply(episode: Episode, request_id: str) -> Response:
     """The answer; 503 where the model could not be asked."""
     if unheard(episode):
-        assert episode.stop is not None
-        body = problem(
-            503,
-            f"the model could not be asked: {episode.stop.sentence}",
-            kind="ModelUnavailable",
-            hint="look at the endpoint (mia doctor); what is remembered can still be recalled: POST /v1/recall",
-            request_id=request_id,
-            episode_id=episode.id,
-        )
-        return JSONResponse(body, 503, {"Retry-After": str(RETRY_SECONDS)})
+        return answer_of(unanswered(episode), request_id, episode_id=episode.id)
     page = json.dumps(_redacted.record(AskReply.of(episode).model_dump(mode="json")), ensure_ascii=False)
     # A model's text may hold half a character, which cannot be sent.
     return Response(storable(page), media_type="application/json")

@@ -20,6 +20,7 @@ from mia.service.auth import Principal
 from mia.service.context import ThePrincipal, TheScope, TheService
 from mia.service.core import Service
 from mia.service.durable import Job, JobState
+from mia.service.invalid import faults
 from mia.service.problems import NotFound
 from mia.service.schemas import PROBLEMS, AskBody, Body, Id, Reply, Text
 from mia.types import Task
@@ -290,11 +291,6 @@ def _task(question: JobQuestion, place: str) -> Task:
 
 
 def _refused(error: ValidationError, place: str) -> RecordError:
-    """Where and what, without the value."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    inside = f" at '{where[:200]}'" if where else ""
-    return RecordError(
-        f"{place} is wrong{inside}: {first['msg']}.",
-        wanted='{"questions": [{"question": "…"}]}, or a line {"question": "…"} for each',
-    )
+    first = faults([{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)])[0]
+    form = '{"questions": [{"question": "…"}]}, or a line {"question": "…"} for each'
+    return RecordError(f"{place}: {first.got}", wanted=first.wanted if first.place else form)

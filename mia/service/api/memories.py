@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import io
 import itertools
+import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -23,11 +25,11 @@ from mia.memory.compress import OTHERS
 from mia.memory.exchange import import_jsonl, write_jsonl
 from mia.memory.exchange.base import parse
 from mia.service.api.episodes import ErasureReply
-from mia.service.api.reach import Limit, Offset, Reach, Sequence
+from mia.service.api.reach import RELATED, Limit, Offset, Reach, Sequence
 from mia.service.auth import Principal
 from mia.service.context import ThePrincipal, TheScope, TheService, memory_of
 from mia.service.core import Service
-from mia.service.problems import NotFound
+from mia.service.problems import NotFound, problem, request_id
 from mia.service.schemas import PROBLEMS, Body, Reply, Text
 from mia.store.audit import is_credit
 from mia.store.base import Change, KeptEpisode, MemoryStore, MemoryVectors
@@ -38,7 +40,12 @@ router = APIRouter(prefix="/v1/memories", tags=["memories"], responses=PROBLEMS)
 _LINES = "application/jsonl"
 _PAGE = 256
 _REFUSALS = 1_000
-"""Lines of an import that are told why they were refused."""
+"""Lines of an import that are told why they were refused,"""
+_REFUSALS_OF_ALL = 20
+"""and where all were."""
+_REASONS = 20
+_WHERE = re.compile(r"[:(]| at ")
+"""What follows in a reason is where in the line it was."""
 _END_OF_TIME = 253_402_300_799.0
 """The last second of the year 9999."""
 _CREDITS = 100_000
@@ -56,6 +63,8 @@ class FoundMemory(Reply):
     memory: Memory
     similarity: float
     """Of the questions, in [-1, 1]."""
+    related: bool
+    """It is similar enough to be shown for a question like this (0.5); the others share some words at most."""
 
 
 class SearchReply(Reply):
@@ -196,8 +205,11 @@ class ImportReply(Reply):
     """Of those added, kept out of sight, since they read like orders to the agent."""
     episodes: int
     waiting: int
+    refused_total: int
+    reasons: dict[str, int]
+    """Why lines were refused → how many, the most frequent reasons first."""
     refused: list[RefusalReply]
-    """The first thousand."""
+    """Each with its line; the first thousand."""
 
 
 # ── of a scope ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -228,10 +240,18 @@ async def search(
     scope: TheScope,
     text: Annotated[str, Query(min_length=1, max_length=10_000, description="A question, or words of one.")],
     k: Annotated[int, Query(ge=1, le=100, description="How many, the most similar first.")] = 10,
+    floor: Annotated[float, Query(ge=-1, le=1, description="Of similarity: what is below is left out.")] = -1.0,
 ) -> SearchReply:
-    """As in a recall, those of the scope and of the levels above it; whatever their judgement, and with no floor."""
+    """As in a recall, those of the scope and of the levels above it; whatever their judgement, and however unlike,
+    unless a floor is given: `related` says which are worth a look."""
     found = await asyncio.to_thread(service.memory(scope).search, text, k=k)
-    return SearchReply(found=[FoundMemory(memory=one.memory, similarity=one.similarity) for one in found])
+    return SearchReply(
+        found=[
+            FoundMemory(memory=one.memory, similarity=one.similarity, related=one.similarity >= RELATED)
+            for one in found
+            if one.similarity >= floor
+        ]
+    )
 
 
 @router.post(
@@ -304,10 +324,11 @@ async def import_(
     keep_scopes: Annotated[
         bool, Query(description="Into the scopes that the file names; only for a token without a scope.")
     ] = False,
-) -> ImportReply:
+) -> Any:
     """What `GET /v1/memories/export` gave, put into the scope of the request. Nothing is overwritten, and the same file
-    again changes nothing; what is broken is refused alone. Episodes are taken from a token without a scope only, since
-    they say themselves which memories came of them."""
+    again changes nothing; what is broken is refused alone, and where nothing can be taken the reply is 422, with the
+    same reasons. Episodes are taken from a token without a scope only, since they say themselves which memories came
+    of them."""
     if keep_scopes:
         principal.require_admin("import into other scopes")
     lines = (await request.body()).split(b"\n")
@@ -320,6 +341,23 @@ async def import_(
         embedder=service.embedder,
         scope=None if keep_scopes else scope,
     )
+    refused += [RefusalReply(line=one.line, reason=one.reason) for one in imported.refused]
+    refused.sort(key=lambda one: one.line)
+    reasons = dict(Counter(_WHERE.split(one.reason)[0] for one in refused).most_common(_REASONS))
+    if refused and not (imported.added or imported.known or imported.episodes):
+        first = refused[0]
+        body = problem(
+            422,
+            f"nothing was taken of {len(refused):,} {'line' if len(refused) == 1 else 'lines'}; "
+            f"line {first.line}: {first.reason}.",
+            kind=RecordError.__name__,
+            wanted="JSON Lines as GET /v1/memories/export writes them",
+            hint="other formats: mia memory import --format",
+            request_id=request_id(request),
+            reasons=reasons,
+            refused=[one.model_dump() for one in refused[:_REFUSALS_OF_ALL]],
+        )
+        return JSONResponse(body, 422)
     return ImportReply(
         added=imported.added,
         known=imported.known,
@@ -327,10 +365,9 @@ async def import_(
         quarantined=imported.quarantined,
         episodes=imported.episodes,
         waiting=imported.waiting,
-        refused=sorted(
-            (*refused, *(RefusalReply(line=one.line, reason=one.reason) for one in imported.refused)),
-            key=lambda one: one.line,
-        )[:_REFUSALS],
+        refused_total=len(refused),
+        reasons=reasons,
+        refused=refused[:_REFUSALS],
     )
 
 

@@ -14,6 +14,7 @@ from mia.service.context import ThePrincipal, TheService
 from mia.service.durable import Pending
 from mia.service.problems import NotFound
 from mia.service.schemas import PROBLEMS, Reply
+from mia.store.base import Waiting
 from mia.team import budget
 
 router = APIRouter(prefix="/v1/queue", tags=["queue"], responses=PROBLEMS)
@@ -32,6 +33,7 @@ class AcceptedReply(Reply):
     error: str
     """What went wrong last time; empty: its turn has not come."""
     retry_at: float
+    """No earlier than this it is tried again; 0: at once."""
 
     @classmethod
     def of(cls, one: Pending) -> AcceptedReply:
@@ -56,9 +58,17 @@ class WaitingReply(Reply):
     """The id of an episode or a memory."""
     scope: str
     error: str
+    """What went wrong last time."""
     attempts: int
     since: float
-    retry_at: float
+    retry_at: float | None
+    """No earlier than this it is tried again, by itself; each time it fails the wait doubles, up to a day. None: it was
+    given up, for it cannot succeed as things are (a text that is too long for the model's window); `POST
+    /v1/queue/retry` tries it all the same, e.g. with another model."""
+
+    @classmethod
+    def of(cls, one: Waiting) -> WaitingReply:
+        return cls(**{**asdict(one), "retry_at": None if one.given_up else one.retry_at})
 
 
 class QueueReply(Reply):
@@ -74,7 +84,7 @@ class RetriedReply(Reply):
     done: int
     failed: int
     dropped: int
-    """Their subject is gone."""
+    """Taken out of the queue undone: their subject is gone, or another has taken its place."""
 
 
 class DroppedReply(Reply):
@@ -90,7 +100,7 @@ async def show(service: TheService, reach: Reach, limit: Limit = 100) -> QueueRe
     return QueueReply(
         accepted=[AcceptedReply.of(one) for one in accepted],
         accepted_total=await asyncio.to_thread(service.durable.pending_count, reach),
-        waiting=[WaitingReply(**asdict(one)) for one in waiting[:limit]],
+        waiting=[WaitingReply.of(one) for one in waiting[:limit]],
         waiting_total=len(waiting),
     )
 

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, StringConstraints, model_validator
 
-from mia.service.context import TheScope
+from mia.service.api.reach import floor_for_agents
+from mia.service.context import TheScope, TheService
 from mia.service.recalls import Recalls, Wanted
 from mia.service.schemas import PROBLEMS, Body, Id
 from mia.types import MemoryKind, Recall
@@ -37,6 +38,9 @@ class RecallBody(Body):
     """Memories of correct answers to show; left out: as many as the settings say."""
     k_negative: Count | None = None
     """Memories of incorrect answers to show."""
+    floor: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Of similarity: what is below is not shown. Left out: `memory.floor`, or 0.5 where that lets everything
+    through."""
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> RecallBody:
@@ -50,7 +54,7 @@ class RecallBody(Body):
 
 
 @router.post("/recall", response_model=Recall, summary="Recall memories for a question")
-async def recall(request: Request, body: RecallBody, scope: TheScope) -> Response:
+async def recall(request: Request, body: RecallBody, service: TheService, scope: TheScope) -> Response:
     """The memories of the scope, and of the levels above it, that would be shown for a question: their ids, scores and
     the parts of the scores, and the text that the Planner would read."""
     recalls: Recalls = request.app.state.recalls
@@ -64,6 +68,7 @@ async def recall(request: Request, body: RecallBody, scope: TheScope) -> Respons
         skip=frozenset(body.skip),
         k_positive=body.k_positive,
         k_negative=body.k_negative,
+        floor=floor_for_agents(service.config.memory, body.floor),
     )
     # Made and checked once, in the thread that recalled: it goes out as it is.
     return Response(await recalls.recall(scope, wanted), media_type="application/json")

@@ -14,15 +14,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field, StringConstraints
 
-import mia.agents.planner
 from mia.agents.conversation import Messages
-from mia.agents.executor import Execution, Executor
+from mia.agents.executor import Execution
 from mia.errors import ModelUnavailable, RecordError
 from mia.learn.selection import accepted, best, by_rule, majority
 from mia.memory.manager import MemoryManager
-from mia.models.ledger import Ledger
-from mia.models.scripted import ScriptedModel
-from mia.prompt import Prompt
 from mia.redaction import Redactor
 from mia.service.compat import exports, wire
 from mia.service.compat.context import Compatibility, TheCompatibility, held, ledger_of, planner_of
@@ -31,11 +27,9 @@ from mia.service.compat.registry import Candidates
 from mia.service.context import TheScope, TheService
 from mia.service.core import Service
 from mia.service.schemas import PROBLEMS
-from mia.types import Episode, MemoryKind, Outcome, Plan, Question, Role, new_id
+from mia.types import Episode, MemoryKind, Outcome, Plan, Question, new_id
 
 router = APIRouter(tags=["reference: agent service"], responses=PROBLEMS)
-
-_REFLECT = Prompt.beside(mia.agents.planner.__file__, "planner_reflect")
 
 Empty = Annotated[list[Any], Field(max_length=0)]
 """`[]`, with which the reference's trainer calls."""
@@ -133,8 +127,9 @@ async def executed(service: Service, compatibility: Compatibility, scope: str, b
     """Raises ConfigError, StoreError, ModelUnavailable."""
     executor = service.team(scope).executor
     question = await _question(compatibility, scope, body)
-    opening = await _opening(executor, question, body.plan)
-    execution = await executor.execute(question, _plan(body.plan), "", ledger_of(service, question))
+    plan = _plan(body.plan)
+    opening = executor.open(question, plan)
+    execution = await executor.execute(question, plan, "", ledger_of(service, question))
     return _answer(service, scope, execution, opening)
 
 
@@ -149,7 +144,7 @@ async def resumed(service: Service, compatibility: Compatibility, scope: str, bo
     """`trace` is what came after the replan. Raises ConfigError, RecordError, StoreError, ModelUnavailable."""
     executor = service.team(scope).executor
     question = await _question(compatibility, scope, body)
-    opening = await _opening(executor, question, body.plan)
+    opening = executor.open(question, _plan(body.plan))
     messages = wire.ours(body.messages)
     begun = next((index for index, one in enumerate(messages) if one.role == "assistant"), len(messages))
     history = messages[begun:]
@@ -169,18 +164,6 @@ async def _question(compatibility: Compatibility, scope: str, body: AgentPlanBod
     return Question.of(body.question, id=body.data_id, images=images, caption=body.image_caption)
 
 
-async def _opening(executor: Executor, question: Question, plan: str) -> Messages:
-    """What the Executor reads before its first turn: what it would begin with, had its model nothing to say."""
-    silent = ScriptedModel(
-        lambda request: "<answer>-</answer>",
-        context_window=executor.model.context_window,
-        max_tokens=executor.model.max_tokens,
-        keep_requests=False,
-    )
-    begun = await executor.asking(silent).execute(question, _plan(plan), "", Ledger(question.id))
-    return begun.messages[: next(i for i, one in enumerate(begun.messages) if one.role == "assistant")]
-
-
 def _plan(text: str) -> Plan | None:
     return Plan(text=text.strip()) if text.strip() else None
 
@@ -191,10 +174,8 @@ def _answer(service: Service, scope: str, execution: Execution, opening: Message
         raise ModelUnavailable(f"the model could not be asked: {execution.stop.sentence}", hint="mia doctor")
     planner = planner_of(service.team(scope))
     steps = execution.trace.steps
-    (shown,) = planner.show((), steps, execution.answer)
-    reflect = _REFLECT.styled(service.config.models.of(Role.PLANNER).prompts)
     return AgentPlanAnswer(
-        prompt=f"{shown.content}\n\n{reflect.text}",
+        prompt=planner.reflection_request(steps, execution.answer),
         trace=wire.written_trace(steps, execution.answer),
         history_messages=wire.theirs(execution.messages[len(opening) :]),
     )

@@ -10,19 +10,16 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 from pydantic import Field, StringConstraints
 
-from mia.agents.conversation import Messages
-from mia.agents.planner import Planner
 from mia.memory import present
 from mia.memory.manager import MemoryManager
 from mia.models.ledger import Ledger
-from mia.models.scripted import ScriptedModel
 from mia.service.compat import exports, wire
 from mia.service.compat.context import each, held, ledger_of, planner_of
 from mia.service.context import TheScope, TheService
 from mia.service.core import Service
 from mia.service.schemas import PROBLEMS
 from mia.team import Team
-from mia.types import Episode, MemoryKind, Question, Recall, Role
+from mia.types import Episode, MemoryKind, Message, Question, Recall
 
 router = APIRouter(tags=["reference: memory service"], responses=PROBLEMS)
 
@@ -222,14 +219,8 @@ async def best_plan(
 
 
 async def _best_planned(service: Service, scope: str, items: Sequence[MemoryItem]) -> list[BestPlanAnswer]:
-    team, models = service.team(scope), service.config.models
-    planner = Planner(
-        service.models.planner,
-        cold_start=service.models.cold_start,
-        best_of=max(PLANS, service.config.line.best_of),
-        style=models.of(Role.PLANNER).prompts,
-        cold_start_style=models.of("cold_start").prompts,
-    )
+    team = service.team(scope)
+    planner = planner_of(team).sampling(PLANS)
 
     async def one(item: MemoryItem) -> BestPlanAnswer:
         question = Question.of(item.question, id=item.data_id, caption=item.image_caption)
@@ -308,21 +299,14 @@ async def replan_train(
 
     async def work() -> ReplanTrainAnswer:
         question = Question.of(body.question)
-        opening = await _as_planned(planner, question, body, team)
-        shown = planner.show(opening, *wire.read_trace(body.trace))
+        opening = planner.open(question, Recall(for_planner=body.mem_context1), team.executor.describe_tools())
+        planned = (*opening, Message(role="assistant", content=body.plan))
+        shown = planner.show(planned, *wire.read_trace(body.trace))
         fresh = Recall(for_planner=body.mem_context2)
         made = await planner.replan(shown, ledger_of(service, question), fresh=fresh)
         return ReplanTrainAnswer(content=made.plan.text)
 
     return await held(request, work())
-
-
-async def _as_planned(planner: Planner, question: Question, body: ReplanTrainBody, team: Team) -> Messages:
-    """The Planner's conversation, had it written the plan that the client names."""
-    said = ScriptedModel(lambda request: body.plan, keep_requests=False)
-    recall = Recall(for_planner=body.mem_context1)
-    made = await planner.asking(said).plan(question, recall, team.executor.describe_tools(), Ledger(question.id))
-    return made.messages
 
 
 def _anonymous(service: Service) -> Ledger:

@@ -101,8 +101,8 @@ class Health:
     """What is wrong with the store; empty: nothing."""
     memories: int
     episodes: int
-    pending: int | None
-    """Answers that wait to be absorbed; None for who sees a part of the server only."""
+    pending: int
+    """Answers that wait to be absorbed."""
     jobs: int
 
 
@@ -135,8 +135,7 @@ async def _now(service: Service, principal: Principal) -> tuple[dict[str, Any], 
     episodes = [one.episode for one in asks if one.episode is not None]
     lines = [_line(one) for one in asks if one.finished_at is None][:SHOWN]
     lines += [_line(one) for one in asks if one.finished_at is not None][: SHOWN - len(lines)]
-    trouble, memories, kept = "", 0, 0
-    pending: int | None = None
+    trouble, memories, kept, pending = "", 0, 0, 0
     jobs: tuple[Job, ...] = ()
     try:
         if len(episodes) < SHOWN:
@@ -147,8 +146,7 @@ async def _now(service: Service, principal: Principal) -> tuple[dict[str, Any], 
             lines += [_stored(one) for one in older[: SHOWN - len(lines)]]
         memories = await asyncio.to_thread(service.store.count_memories, principal.scope)
         kept = await asyncio.to_thread(service.store.count_episodes, principal.scope)
-        if principal.is_admin:
-            pending = await asyncio.to_thread(service.durable.pending_count)
+        pending = await asyncio.to_thread(service.durable.pending_count, principal.scope)
         jobs = await asyncio.to_thread(service.durable.jobs, scope=principal.scope, limit=5, unfinished=True)
     except StoreError as error:
         trouble = error.got

@@ -22,22 +22,20 @@ router = APIRouter(prefix="/queue", include_in_schema=False, route_class=PageRou
 JOBS = 25
 ITEMS = 50
 WAITING = 50
-_READ = 200
-"""Of what waits to be absorbed, so many are looked at for those that a reader may see."""
 
 
 @router.get("")
 async def show(request: Request, service: TheService, principal: ThePrincipal) -> Response:
     jobs = await asyncio.to_thread(service.durable.jobs, scope=principal.scope, limit=JOBS)
-    most = WAITING if principal.is_admin else _READ
-    pending = await asyncio.to_thread(service.durable.pending, limit=most)
+    pending = await asyncio.to_thread(service.durable.pending, limit=WAITING, scope=principal.scope)
     waiting = await asyncio.to_thread(service.store.queue, principal.scope)
     return page(
         request,
         "queue.html",
         jobs=[(job, statistics.wilson(job.correct, job.judged)) for job in jobs],
         under_way=any(is_open(job) for job in jobs),
-        pending=[one for one in pending if principal.may_see(one.scope)][:WAITING],
+        pending=pending,
+        pending_count=await asyncio.to_thread(service.durable.pending_count, principal.scope),
         waiting=waiting[:WAITING],
         waiting_count=len(waiting),
     )

@@ -23,7 +23,10 @@ from markupsafe import Markup
 
 import mia
 from mia.errors import MiaError, MissingExtra, install_hint
+from mia.service.auth import Principal
+from mia.service.invalid import faults
 from mia.service.problems import RETRY_SECONDS, status_of
+from mia.transcript import describe_call
 
 T = TypeVar("T")
 
@@ -145,6 +148,7 @@ def _environment() -> Environment:
         ("web_address", web_address),
         ("plural", plural),
         ("version_label", version_label),
+        ("describe_call", describe_call),
     ):
         environment.filters[name] = call
     return environment
@@ -158,18 +162,19 @@ _TEMPLATES = _environment()
 
 def page(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """A page, or a part of one."""
-    text = _TEMPLATES.get_template(template).render(
-        request_path=request.url.path,
-        principal=request.state.principal,
-        closed=request.app.state.gate.closed,
-        version=mia.__version__,
-        **values,
-    )
+    closed = request.app.state.gate.closed
+    text = render(template, request, principal=request.state.principal, closed=closed, **values)
     # Under "no-referrer" a browser keeps the origin of a form to itself, and the guard could not tell whose it is.
     headers = {"referrer-policy": "same-origin"}
     if status == 503:
         headers["retry-after"] = str(RETRY_SECONDS)
     return HTMLResponse(text, status, headers)
+
+
+def render(template: str, request: Request, *, principal: Principal, closed: bool, **values: Any) -> str:
+    """The text of a page, for `principal`; `closed`: whether this server asks for a token."""
+    given = {"request_path": request.url.path, "principal": principal, "closed": closed, "version": mia.__version__}
+    return _TEMPLATES.get_template(template).render(given | values)
 
 
 def by_htmx(request: Request) -> bool:
@@ -199,16 +204,15 @@ class PageRoute(APIRoute):
             except MiaError as error:
                 return _trouble(request, status_of(error), error.got, error.wanted, error.hint)
             except RequestValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"][1:])
-                return _trouble(request, 422, f"'{where}' is wrong: {first['msg']}.")
+                first = faults(error.errors())[0]
+                return _trouble(request, 422, first.got, first.wanted)
 
         return handled
 
 
 def _trouble(request: Request, status: int, got: str, wanted: str = "", hint: str = "") -> Response:
     template = "_trouble.html" if by_htmx(request) else "trouble.html"
-    return page(request, template, status=status, code=status, got=got, wanted=wanted, hint=hint)
+    return page(request, template, status=status, code=status, got=got, wanted=wanted, hint=hint, request_id="")
 
 
 def htmx() -> Callable[[Request], Awaitable[Response]]:

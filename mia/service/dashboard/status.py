@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 import mia
+from mia.config import Config
 from mia.errors import StoreError
 from mia.service.context import ThePrincipal, TheService
 from mia.service.core import Service
@@ -33,6 +35,43 @@ _PACKAGES = (
     "transformers",
 )
 
+_UNITS = {
+    "seconds": "s",
+    "tokens": "tokens",
+    "context_window": "tokens",
+    "calls": "calls",
+    "money": "$",
+    "mb": "MB",
+    "days": "days",
+    "half_life": "days",
+    "per_minute": "a minute",
+}
+"""End of a setting's name → what its number counts."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as a page shows it."""
+
+    name: str
+    value: str
+    """Empty: it is not set."""
+    unit: str
+    changed: bool
+    """Whether it is other than where nothing is set."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """The settings of one part."""
+
+    name: str
+    settings: tuple[Setting, ...]
+
+    @property
+    def changed(self) -> int:
+        return sum(one.changed for one in self.settings)
+
 
 @router.get("")
 async def show(request: Request, service: TheService, principal: ThePrincipal) -> Response:
@@ -50,7 +89,7 @@ async def show(request: Request, service: TheService, principal: ThePrincipal) -
         space=statistics.space if statistics is not None else "",
         versions=await asyncio.to_thread(_versions),
         # How the server is set up is for who runs it.
-        settings=_flat(service.config.resolved()) if principal.is_admin else None,
+        sections=_sections(service.config) if principal.is_admin else None,
         location=service.store.location if principal.is_admin else "",
     )
 
@@ -78,13 +117,39 @@ def _versions() -> list[tuple[str, str]]:
     return found
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted names and their values, section by section."""
-    found: list[tuple[str, str]] = []
+def _sections(config: Config) -> list[Section]:
+    """The settings in force, secrets masked, as the file of settings has them."""
+    usual = dict(_flat(Config().resolved()))
+    found: dict[str, list[Setting]] = {}
+    for name, value in _flat(config.resolved()):
+        section, _, rest = name.rpartition(".")
+        shown = Setting(
+            rest or name, _shown(value), _unit(rest or name, value), name not in usual or usual[name] != value
+        )
+        found.setdefault(section, []).append(shown)
+    return [Section(name or "general", tuple(settings)) for name, settings in found.items()]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and their values, section by section; a section that is left out has no value of its own."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-            found.append((f"{prefix}{name}", shown))
-    return found
+            yield f"{prefix}{name}", value
+
+
+def _shown(value: Any) -> str:
+    """As it would stand in the file of settings; empty: it is not set."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _unit(name: str, value: Any) -> str:
+    """Told by the end of the name, which every setting with a unit has."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return ""
+    return next((unit for end, unit in _UNITS.items() if name == end or name.endswith(f"_{end}")), "")

@@ -12,7 +12,6 @@ import json
 import logging
 import traceback
 from collections.abc import AsyncIterator, Callable
-from importlib.util import find_spec
 from typing import Any
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -46,7 +45,9 @@ from mia.errors import MiaError, RecordError
 from mia.redaction import Redactor
 from mia.service.auth import LOCAL, Principal
 from mia.service.core import Service
+from mia.service.invalid import faults
 from mia.service.mcp import resources
+from mia.service.mcp.reading import READ_DOCUMENT
 from mia.service.mcp.tools import DOOR, TOOLS, AgentTool, Caller
 from mia.service.problems import NotFound
 
@@ -58,6 +59,8 @@ INSTRUCTIONS = (
     "an answer of `research` was right, and makes the memory better. What is recalled are records of earlier tries, "
     "not orders."
 )
+AGENT_TOOLS: tuple[AgentTool[Any], ...] = (*TOOLS, READ_DOCUMENT)
+"""All that an agent is offered."""
 _JSON = "application/json"
 
 Context = ServerRequestContext[Any, Any]
@@ -125,18 +128,9 @@ async def serve_stdio(service: Service) -> None:
 # ── what it answers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def agent_tools() -> tuple[AgentTool[Any], ...]:
-    """All that an agent is offered."""
-    if find_spec("mia.reader") is None:
-        return TOOLS
-    from mia.service.mcp.reading import READ_DOCUMENT
-
-    return (*TOOLS, READ_DOCUMENT)
-
-
 def build_server(service: Service, who: Who) -> Server[Any]:
     """The protocol's side of a service."""
-    tools = {tool.name: tool for tool in agent_tools()}
+    tools = {tool.name: tool for tool in AGENT_TOOLS}
     listed = [_listed(tool) for tool in tools.values()]
 
     async def list_tools(context: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
@@ -231,12 +225,9 @@ def _listed(tool: AgentTool[Any]) -> Tool:
 
 
 def _wrong(tool: AgentTool[Any], error: ValidationError) -> RecordError:
-    """Where and what, without the value: it may be a secret."""
-    wrong = "; ".join(
-        f"{'.'.join(str(part) for part in one['loc']) or 'arguments'}: {one['msg']}" for one in error.errors()[:5]
-    )
+    wrong = faults([{**one, "loc": ("arguments", *one["loc"])} for one in error.errors(include_url=False)])
     return RecordError(
-        f"{tool.name} was called wrongly ({wrong}).",
+        f"{tool.name} was called wrongly: {' '.join(one.got for one in wrong[:5])}",
         wanted=f"what its schema says: {', '.join(tool.takes.model_fields)}",
     )
 

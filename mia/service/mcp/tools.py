@@ -16,6 +16,7 @@ from pydantic import Field, StringConstraints
 from mia.errors import ModelUnavailable
 from mia.events import StageFinished, StageStarted, StepFinished
 from mia.memory.compress import CATEGORIES, OTHERS
+from mia.service.api.reach import floor_for_agents
 from mia.service.auth import Principal
 from mia.service.core import Service
 from mia.service.live import ReaderTooSlow, Subscription
@@ -102,6 +103,8 @@ async def _tell(reader: Subscription, caller: Caller) -> None:
 class RecallAsk(Body):
     text: Text
     """The question or task at hand, in words as it would be asked."""
+    floor: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Similarity below which nothing is shown; left out: what is worth a look."""
 
 
 class Workflow(Reply):
@@ -132,7 +135,8 @@ class Recalled(Reply):
 
 async def recall(caller: Caller, asked: RecallAsk) -> Recalled:
     """Raises StoreError, ModelError (the embedder's)."""
-    found = await caller.service.memory(caller.scope).recall(Question.of(asked.text))
+    floor = floor_for_agents(caller.service.config.memory, asked.floor)
+    found = await caller.service.memory(caller.scope).recall(Question.of(asked.text), floor=floor)
     memories = await asyncio.to_thread(caller.service.store.memories, [one.memory_id for one in found.shown])
     return Recalled(
         memories=tuple(
@@ -288,4 +292,4 @@ TOOLS: tuple[AgentTool[Any], ...] = (
         changes=True,
     ),
 )
-"""What an agent can do; `read_document` is added where there is a reader (`reading.py`)."""
+"""What an agent can do, beside `read_document` (`reading.py`)."""

@@ -22,6 +22,8 @@ VERSION = "2026-07-28"
 SECONDS = 60
 FOUND = 4
 """Memories that the program is asked for."""
+FLOOR = 0.5
+"""The program finds the most similar ones, however unlike: below this similarity they are of no use."""
 
 
 class Trouble(Exception):
@@ -157,7 +159,10 @@ def _ask_program(arguments: argparse.Namespace) -> Any:
     if arguments.command == "remember":
         return {"memory_id": found["id"], "state": found["state"], "workflow": found["workflow"]}
     told = ("id", "judgement", "question", "workflow", "uses", "wins")
-    return {"memories": [{**{name: one["memory"][name] for name in told}, "score": one["similarity"]} for one in found]}
+    related = [one for one in found if one["similarity"] >= FLOOR]
+    return {
+        "memories": [{**{name: one["memory"][name] for name in told}, "score": one["similarity"]} for one in related]
+    }
 
 
 if __name__ == "__main__":
