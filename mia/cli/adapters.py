@@ -113,7 +113,7 @@ def rollback(
     for one in done.rolled_back:
         output.note(f"{one} was rolled back.")
     if quarantine:
-        output.note(f"{access.plural(len(put_aside), 'memory')} put aside.")
+        output.note(f"{output.plural(len(put_aside), 'memory')} put aside.")
     if done.was and done.was != done.now:
         output.note(f"To undo this: {options.shared(context).command('adapters', 'rollback', done.was)}")
 
@@ -165,7 +165,7 @@ def prune(
     stores = _stores(config, role)
     would = [name for store in stores for name in store.prune(most, dry_run=True)]
     if would and not dry_run:
-        access.confirm(f"Remove the weights of {access.plural(len(would), 'version')} for good?", yes=yes)
+        access.confirm(f"Remove the weights of {output.plural(len(would), 'version')} for good?", yes=yes)
         gone = [name for store in stores for name in store.prune(most)]
     else:
         gone = would
@@ -174,7 +174,7 @@ def prune(
         return
     if gone:
         output.result("\n".join(gone))
-    output.note(f"{access.plural(len(gone), 'version')} {'would be pruned' if dry_run else 'pruned'}.")
+    output.note(f"{output.plural(len(gone), 'version')} {'would be pruned' if dry_run else 'pruned'}.")
 
 
 # ── which ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -229,7 +229,7 @@ def _line(store: AdapterStore, version: Version) -> str:
     mark = "*" if _is_current(store, version) else " "
     parts = [f"{mark} {version.name}", f"{version.state.replace('_', ' '):11}", access.say_time(version.created_at)]
     if version.reward is not None:
-        parts.append(f"reward {version.reward:.3f} of {access.plural(len(version.rollouts), 'rollout')}")
+        parts.append(f"reward {version.reward:.3f} of {output.plural(len(version.rollouts), 'rollout')}")
     if version.canary is not None and version.canary.judged:
         parts.append(f"canary {_score(version)}")
     if not store.is_there(version):
@@ -268,7 +268,7 @@ def _story(store: AdapterStore, version: Version) -> Iterator[str]:
     if rows:
         groups = len({row.group for row in rows})
         samplers = sorted({row.adapter_version or "the base model" for row in rows})
-        yield f"\n## Made of {access.plural(len(rows), 'rollout')} of {access.plural(groups, 'question')}"
+        yield f"\n## Made of {output.plural(len(rows), 'rollout')} of {output.plural(groups, 'question')}"
         yield f"mean reward {version.reward:.3f}; sampled by {', '.join(samplers)}"
     if version.canary is not None:
         yield "\n## Canary"

@@ -151,8 +151,8 @@ def _show_end(episode: Episode, memories: tuple[Memory, ...], spent: Usage, show
     remembering = spent.calls - episode.total_usage.calls
     of_which = f" ({remembering} for remembering)" if remembering else ""
     output.note(
-        f"total   {spent.calls} model calls{of_which}, {spent.tokens} tokens{cost}, {episode.seconds:.1f} s"
-        f" · {show_again} {episode.id}"
+        f"total   {output.plural(spent.calls, 'model call')}{of_which}, {output.plural(spent.tokens, 'token')}{cost}, "
+        f"{episode.seconds:.1f} s · {show_again} {episode.id}"
     )
 
 

@@ -7,9 +7,10 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import mia
 from mia.cli import adapters, eval, learn, memory, output, token, world
@@ -27,8 +28,22 @@ from mia.cli.serve import serve
 from mia.cli.show import show
 from mia.errors import MiaError
 
+_SENTENCE = 300
+"""Characters of a first sentence that are shown."""
+
+
+class _Listing(TyperGroup):
+    """Lists each command with its whole first sentence, which would else be cut off at the end of the line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(_SENTENCE)) for name, one in commands if one is not None])
+
+
 app = typer.Typer(
     name="mia",
+    cls=_Listing,
     help="A research agent that learns from its own past.",
     no_args_is_help=True,
     add_completion=False,
@@ -67,14 +82,14 @@ app.command()(read)
 app.command()(show)
 app.command()(index)
 app.command()(search)
-app.add_typer(memory.app, name="memory")
-app.add_typer(world.app, name="world")
-app.add_typer(learn.app, name="learn")
-app.add_typer(adapters.app, name="adapters")
-app.add_typer(eval.app, name="eval")
+app.add_typer(memory.app, name="memory", cls=_Listing)
+app.add_typer(world.app, name="world", cls=_Listing)
+app.add_typer(learn.app, name="learn", cls=_Listing)
+app.add_typer(adapters.app, name="adapters", cls=_Listing)
+app.add_typer(eval.app, name="eval", cls=_Listing)
 app.command(epilog="Examples: mia serve; mia serve --corpus docs/ --model qwen3 --port 8000")(serve)
 app.command(epilog="Example: mia mcp --corpus docs/ --model qwen3")(mcp)
-app.add_typer(token.app, name="token")
+app.add_typer(token.app, name="token", cls=_Listing)
 app.command()(config)
 app.command()(doctor)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mia.cli import options, output
-from mia.errors import StoreError, require
+from mia.errors import HomeTaken, require
 
 
 def mcp(
@@ -64,9 +64,16 @@ def mcp(
     announce_first_use(config)
     try:
         service = Service(config)
-    except StoreError:
-        output.note("A running `mia serve` speaks the Model Context Protocol too, at /mcp of its address.")
-        raise
+    except HomeTaken as error:
+        held_by_server = f'give your agent program what runs there: {{"type": "http", "url": "{error.address}/mcp"}}'
+        one_for_all = "end it; or have one `mia serve` run in this home, and give all programs its /mcp"
+        raise HomeTaken(
+            error.got,
+            pid=error.pid,
+            address=error.address,
+            wanted="one process in a home at a time; a running `mia serve` speaks the same, at /mcp of its address",
+            hint=f"{held_by_server if error.address else one_for_all}; or work apart from it: mia --home ELSEWHERE mcp",
+        ) from error
     output.note(f"MIA speaks the Model Context Protocol on stdin and stdout.   home: {Path(config.home)}")
     # The thread that reads stdin cannot be broken off; what was accepted is on the disk, so that nothing is lost.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,16 +23,34 @@ class Shared:
     home: Path | None
 
     def config(self, flags: Mapping[str, Any] | None = None) -> Config:
-        """The resolved configuration under a command's flags (dotted names; None where a flag was not given)."""
+        """The resolved configuration under a command's flags (dotted names; None where a flag was not given). Raises
+        ConfigError, also for a home that is no folder and cannot become one."""
         from mia.config import load_config
 
-        return load_config(self.config_file, {"home": self.home, **(flags or {})})
+        config = load_config(self.config_file, {"home": self.home, **(flags or {})})
+        _check_home(config.home)
+        return config
 
     def command(self, *words: str) -> str:
         """A command line that finds what this one found: `mia`, the options before the command as given, the words."""
         given = {"--config": self.config_file, "--home": self.home}
         before = [part for name, value in given.items() if value is not None for part in (name, str(value))]
         return shlex.join(("mia", *before, *words))
+
+
+def _check_home(home: Path) -> None:
+    """Every command would fail over this in words of its own. Raises ConfigError."""
+    there = next((path for path in (home, *home.parents) if os.path.exists(path)), None)
+    if there is None or there.is_dir():
+        return
+    from mia.errors import ConfigError
+
+    which = "it" if there == home else f"'{there}'"
+    raise ConfigError(
+        f"the home '{home}' cannot be used: {which} is a file.",
+        wanted="a folder, which is made where there is none (--home, MIA_HOME, or `home` in mia.toml)",
+        hint="mia --home FOLDER …, or leave it out for .mia in this folder",
+    )
 
 
 def shared(context: typer.Context) -> Shared:

@@ -74,6 +74,13 @@ def show_error(error: MiaError) -> int:
     return 2 if isinstance(error, ConfigError | RecordError) else 1
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 memory`, `2 memories`."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun[:-1]}ies" if noun.endswith("y") else f"{count:,} {noun}s"
+
+
 def _write(stream: Any, text: str) -> None:
     stream.write(text.encode("utf-8", "backslashreplace").decode())
     stream.flush()

@@ -26,6 +26,8 @@ NOTE_SECONDS = 30.0
 """How often a reading without a terminal says where it stands."""
 FOLDER = "reader"
 """In the home: where it is kept how far readings have come."""
+_KEPT = "What was read is kept; the same command with --resume goes on."
+_NOTHING_KEPT = "No chunk was read to its end, so that nothing is kept; the same command begins anew."
 
 
 def read(
@@ -68,8 +70,10 @@ def read(
 
     Text, Markdown, JSONL, HTML, PDF, and text packed as .gz. The answer alone goes to stdout; what is read, to stderr.
     """
+    from mia.cli.embedded import embedded_reader
     from mia.cli.endpoints import advise
     from mia.errors import ConfigError
+    from mia.reader.texts import check_exists
     from mia.types import Question, Role
 
     config = options.shared(context).config(
@@ -85,6 +89,8 @@ def read(
         }
     )
     files, asked = _sort(words, question or ())
+    for file in files:  # Before a model is looked for: a mistyped name is found at once.
+        check_exists(file)
     questions = list({one.id: one for one in map(Question.of, asked)}.values())
     settings = config.models.of(Role.READER)
     if settings.provider == "openai" and not settings.model:
@@ -92,13 +98,10 @@ def read(
         raise ConfigError("no model is named to read with.", wanted=f"a model: {advice.says}", hint=advice.command)
     if settings.provider == "local" and not settings.path:
         output.warn("The embedded model reads, which knows the language of the offline world alone.")
-    try:
-        readings = asyncio.run(
-            _read(files, questions, config, resume=resume, trace=trace, changes=changes, quiet=quiet, json=json)
-        )
-    except KeyboardInterrupt:
-        output.warn("Stopped. What was read is kept; the same command with --resume goes on.")
-        raise
+        config = embedded_reader(config)
+    readings = asyncio.run(
+        _read(files, questions, config, resume=resume, trace=trace, changes=changes, quiet=quiet, json=json)
+    )
     if any(reading.failure for reading in readings):
         raise typer.Exit(1)
 
@@ -160,14 +163,19 @@ async def _read(
                     listener(told)
 
             run = Account(budget(config.budget.run), "run")
-            readings = await reader.read(
-                questions,
-                source,
-                ledger=lambda question: Ledger(question.id, budget=budget(config.budget.question), run=run),
-                bookmarks=bookmarks,
-                resume=going_on,
-                on_told=tell,
-            )
+            try:
+                readings = await reader.read(
+                    questions,
+                    source,
+                    ledger=lambda question: Ledger(question.id, budget=budget(config.budget.question), run=run),
+                    bookmarks=bookmarks,
+                    resume=going_on,
+                    on_told=tell,
+                )
+            except asyncio.CancelledError:
+                kept = any(bookmarks.get(reader.place(question, source)) for question in questions)
+                output.warn(_KEPT if kept else _NOTHING_KEPT)
+                raise
     finally:
         await model.close()
     if json:
@@ -254,20 +262,27 @@ def _progress(source: TextSource, questions: Sequence[Question], *, changes: boo
 
 def _show(readings: Sequence[Reading], *, quiet: bool) -> None:
     several = len(readings) > 1
+    resumable = any(reading.chunks for reading in readings)
     for reading in readings:
         if reading.failure is None:
             output.result(f"{reading.question.text}\n  {reading.answer}" if several else reading.answer)
         else:
             output.warn(f"Not answered{f': {reading.question.text}' if several else ''}: {reading.failure}")
-            output.warn(f"{reading.chunks} chunks are kept; the same command with --resume goes on from there.")
+            if reading.chunks:
+                kept = f"{output.plural(reading.chunks, 'chunk')} {'is' if reading.chunks == 1 else 'are'} kept"
+                output.warn(f"{kept}; the same command with --resume goes on from there.")
+            else:
+                again = "the same command with --resume begins it" if resumable else "the same command begins anew"
+                output.warn(f"No chunk was read to its end, so that nothing is kept; {again}.")
         if quiet:
             continue
         if reading.left_out:
             output.warn(f"{reading.left_out:,} characters of the middle were not read (reader.max_tokens).")
-        said = [f"{reading.chunks} chunks", f"{reading.tokens:,} tokens of text", f"{reading.usage.calls} model calls"]
+        counts = ((reading.chunks, "chunk"), (reading.tokens, "token"), (reading.usage.calls, "model call"))
+        said = [output.plural(count, noun) for count, noun in counts]
         said += [f"${reading.usage.cost:.4f}"] if reading.usage.cost else []
-        said += [f"memory cut {reading.cut} times"] if reading.cut else []
-        said += [f"no memory written {reading.kept} times"] if reading.kept else []
+        said += [f"memory cut {output.plural(reading.cut, 'time')}"] if reading.cut else []
+        said += [f"no memory written {output.plural(reading.kept, 'time')}"] if reading.kept else []
         output.note(" · ".join(said))
 
 

@@ -322,7 +322,9 @@ def _rows(progress: Progress, beside: str) -> list[tuple[str, str]]:
     remembering, unfinished = page["remembering"]["calls"], page["unfinished"]["calls"]
     of_which = f" ({remembering:,} of the calls for {beside})" if remembering else ""
     of_which += f" ({unfinished:,} of the calls for questions that stayed open)" if unfinished else ""
-    rows.append(("spent", f"{page['calls']:,} model calls, {tokens:,} tokens{cost}{of_which}"))
+    rows.append(
+        ("spent", f"{output.plural(page['calls'], 'model call')}, {output.plural(tokens, 'token')}{cost}{of_which}")
+    )
     rows += [(f"stopped: {name}", str(count)) for name, count in page["stops"].items() if name != "answered"]
     rows += [(f"failed in {name}", str(count)) for name, count in page["failures"].items()]
     return rows

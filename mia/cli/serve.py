@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import socket
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +17,10 @@ from mia.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from mia.config import Config
+    from mia.service.core import Service
+
+GRACE = 10
+"""Seconds that requests under way are given to end when the server is to."""
 
 
 def serve(
@@ -43,7 +50,8 @@ def serve(
     """Serve: a dashboard, an HTTP API, an OpenAI-compatible chat endpoint and an MCP server.
 
     What was answered is on the disk before it is sent, and absorbed afterwards; a server that was killed takes up where
-    it was. With nothing configured, the small embedded model answers in the offline world. Ctrl-C ends it.
+    it was. With nothing configured, the small embedded model answers in the offline world. Ctrl-C ends it, after the
+    requests under way; a second one at once.
     """
     require("fastapi", extra="service", purpose="`mia serve`")
     from mia.cli.embedded import embedded_default
@@ -99,14 +107,28 @@ def _serve(config: Config) -> None:
                 wanted="a token, or an address of this machine alone",
                 hint="mia token add NAME; or mia serve --host 127.0.0.1",
             )
-        app = create_app(Service(config))
+        service = Service(config)
+        app = create_app(service)
         address = _address(listening)
+        service.durable.listens_at(address)
         output.note(f"MIA listens at {address}   (dashboard; /docs, /v1, /mcp)   home: {Path(config.home)}")
         if not gate.closed:
             output.note("Whoever is on this machine may ask; `mia token add NAME` asks for a token.")
         # Faults are logged by our own middleware, without secrets; the rest is what clients do wrong.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        server = uvicorn.Server(
+
+        class Server(uvicorn.Server):
+            """Says what an end waits for, and can be ended at once."""
+
+            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                if self.should_exit and sig == signal.SIGINT:
+                    output.note("Stopped at once.")
+                    # As safe as a kill: what was acknowledged is on the disk, and the next start goes on from there.
+                    os._exit(130)
+                super().handle_exit(sig, frame)
+                output.warn(_ending(service))
+
+        server = Server(
             uvicorn.Config(
                 app,
                 http=PunctualProtocol,
@@ -114,7 +136,7 @@ def _serve(config: Config) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=10,
+                timeout_graceful_shutdown=GRACE,
                 timeout_keep_alive=30,
                 h11_max_incomplete_event_size=64 * 1024,
                 ws="none",
@@ -129,6 +151,13 @@ def _serve(config: Config) -> None:
             raise
     finally:
         listening.close()
+
+
+def _ending(service: Service) -> str:
+    """What the end of a server waits for."""
+    asked = service.live.under_way
+    questions = f"{output.plural(asked, 'question')} under way (for {GRACE} s at most) and " if asked else ""
+    return f"Finishing {questions}what is being written; Ctrl-C again stops at once. Jobs go on with the next start."
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -37,7 +37,7 @@ class StageLines:
         elif isinstance(event, Retrying):
             output.warn(
                 f"        the {event.role.value} model failed ({one_line(event.reason, 60)}); "
-                f"try {event.attempt + 1} in {event.wait_seconds:.1f} s"
+                f"try {event.attempt + 1} {event.when}"
             )
 
 

@@ -45,6 +45,12 @@ _BYTE_ORDER_MARKS = (
 )
 
 
+def check_exists(path: str | Path) -> None:
+    """Raises RecordError where there is nothing of this name; `-` is standard input."""
+    if str(path) != STDIN and not Path(path).exists():
+        raise RecordError(f"there is no file '{path}'.", wanted="a file, a folder, or - for standard input")
+
+
 @dataclass(frozen=True)
 class _Part:
     """One document: its name, and what makes its pieces."""
@@ -147,8 +153,7 @@ class _Opener:
         return [self._part(_stated(path, key, "text"))]
 
     def path(self, path: Path) -> list[_Part]:
-        if not path.exists():
-            raise RecordError(f"there is no file '{path}'.", wanted="a file, a folder, or - for standard input")
+        check_exists(path)
         if path.is_fifo():
             with path.open("rb") as stream:
                 return self.stdin(stream, str(path))

@@ -11,9 +11,9 @@ from embedded_team import needs_embedded_model
 from program import Program
 
 from mia.cli import embedded, endpoints
-from mia.cli.embedded import announce_embedded, embedded_default
+from mia.cli.embedded import announce_embedded, embedded_default, embedded_reader
 from mia.cli.stages import one_line
-from mia.config import WORLD_SEED, Config, load_config
+from mia.config import WORLD_SEED, Config, ModelSettings, ModelsSettings, ReaderSettings, load_config
 from mia.errors import MissingExtra
 from mia.types import Role
 from mia.world import preset
@@ -208,3 +208,19 @@ def test_a_run_with_a_question_that_is_not_of_the_world_asks_none(program: Progr
     assert "mia run questions.jsonl --corpus ./docs --base-url URL --model NAME" in ended.stderr
     assert not Path(".mia").exists()
     assert not Path("runs").exists()
+
+
+def test_the_embedded_reader_is_served_as_it_was_trained_but_for_what_is_set() -> None:
+    local = ModelSettings(provider="local")
+    config = embedded_reader(Config(models=ModelsSettings(default=local)))
+    reader = config.models.of(Role.READER)
+    assert (reader.prompts, reader.context_window) == ("compact", preset.MODEL["context_window"])
+    assert config.reader.chunk_tokens == preset.READER["chunk_tokens"]
+    assert config.models.default == local
+    own = Config(
+        models=ModelsSettings(default=ModelSettings(provider="local", prompts="full")),
+        reader=ReaderSettings(chunk_tokens=128),
+    )
+    kept = embedded_reader(own)
+    assert (kept.models.of(Role.READER).prompts, kept.reader.chunk_tokens) == ("full", 128)
+    assert kept.reader.memory_tokens == preset.READER["memory_tokens"]

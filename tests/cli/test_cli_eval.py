@@ -176,3 +176,12 @@ def test_misuse_is_told_in_a_sentence(program: Program, arguments: list[str], me
     ended = program("eval", "ruler", *before, *arguments)
     assert (ended.code, message in ended.stderr) == (2, True), ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("group", [(), ("eval",), ("memory",), ("world",)])
+def test_help_lists_each_command_with_its_whole_sentence(program: Program, group: tuple[str, ...]) -> None:
+    commands = program(*group, "--help").stdout.partition("Commands:")[2]
+    assert "..." not in commands
+    assert len(re.findall(r"^  [a-z-]+ {2,}[A-Z]", commands, re.MULTILINE)) > 2
+    if group == ("eval",):
+        assert "leave out questions that need no text" in " ".join(commands.split())

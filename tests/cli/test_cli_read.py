@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from program import Program
 
+from mia.errors import ModelUnavailable
 from mia.models.base import ChatRequest
 from mia.models.scripted import Answer, ScriptedModel
 
@@ -43,6 +44,11 @@ def test_the_answer_alone_goes_to_stdout(program: Program, model: ScriptedModel)
     quiet = program("read", "--quiet", "-q", "Who lit the lamp?", "a.txt")
     assert (quiet.code, quiet.stdout, quiet.stderr) == (0, "Ada Brindle\n", "")
     assert not list(Path(".mia/reader").iterdir())
+
+
+def test_one_of_a_kind_is_told_as_one(program: Program, model: ScriptedModel) -> None:
+    Path("short.txt").write_text("Ada Brindle lit the lamp.")
+    assert "1 chunk · 7 tokens · 2 model calls" in program("read", "short.txt", "Who lit the lamp?").stderr
 
 
 def test_several_questions_and_files_as_json(program: Program, model: ScriptedModel) -> None:
@@ -136,6 +142,26 @@ def test_what_is_refused_costs_no_call(
     assert (ended.code, ended.stdout) == (2, "")
     assert says in ended.stderr
     assert not model.requests
+
+
+def test_a_missing_file_is_told_before_a_missing_model(program: Program) -> None:
+    ended = program("read", "gone.txt", "Who?")
+    assert ended.code == 2
+    assert "there is no file 'gone.txt'" in ended.stderr
+    assert "model" not in ended.stderr
+
+
+def test_no_resume_is_promised_where_nothing_was_kept(
+    program: Program, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(request: ChatRequest) -> Answer:
+        raise ModelUnavailable("m cannot be reached.")
+
+    monkeypatch.setattr("mia.models.build_model", lambda settings, *, section: ScriptedModel(down))
+    ended = program("read", "a.txt", "Who lit the lamp?")
+    assert ended.code == 1
+    assert "nothing is kept; the same command begins anew" in ended.stderr
+    assert "--resume" not in ended.stderr
 
 
 def test_without_a_model_it_says_what_is_lacking(program: Program) -> None:

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,20 @@ def test_an_unknown_host_is_told(program: Program) -> None:
     assert "cannot listen at 'nowhere.invalid'" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    "command", [("serve", "--port", "0"), ("mcp",), ("ask", "Who?"), ("token", "list"), ("doctor",)]
+)
+@pytest.mark.parametrize("home", ["/dev/null", "a-file", "a-file/below"])
+def test_a_home_that_is_a_file_is_told_in_the_same_words_by_all(
+    program: Program, command: tuple[str, ...], home: str
+) -> None:
+    Path("a-file").touch()
+    ended = program("--home", home, *command)
+    assert ended.code == 2
+    assert f"the home '{home}' cannot be used" in ended.stderr
+    assert "is a file" in ended.stderr
+
+
 def test_broken_tokens_and_short_ones_are_told(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     program("token", "add", "ann")
     Path(".mia/tokens.json").write_text('{"sha256": "a-hash"}')
@@ -125,7 +139,7 @@ def test_the_program_serves_loads_nothing_heavy_and_ends_when_told(tmp_path: Pat
                 [sys.executable, "-m", "mia", "serve", "--port", "0"], cwd=tmp_path, capture_output=True, text=True
             )
         assert second.returncode == 1
-        assert f"another server works in '.mia' (process {process.pid})" in second.stderr
+        assert f"another server works in '.mia' (process {process.pid}, at {address})" in second.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) in (0, -signal.SIGTERM)
         assert process.stderr is not None
@@ -133,6 +147,38 @@ def test_the_program_serves_loads_nothing_heavy_and_ends_when_told(tmp_path: Pat
     # What it held is free again.
     with served(tmp_path) as (_, address):
         ready(address)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_says_what_is_finished_and_a_second_one_ends_at_once(tmp_path: Path, again: bool) -> None:
+    """The model hangs: the question under way is given its time, unless a second Ctrl-C comes."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        settings = SETTINGS.replace("127.0.0.1:9", f"127.0.0.1:{hanging.getsockname()[1]}")
+        with served(tmp_path, settings=settings) as (process, address), ExitStack() as opened:
+            ready(address)
+            asking = opened.enter_context(socket.socket())
+            host, port = address.removeprefix("http://").split(":")
+            asking.connect((host, int(port)))
+            body = b'{"question": "Who found Titan?"}'
+            asking.sendall(
+                b"POST /v1/ask HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+                % (host.encode(), len(body), body)
+            )
+            hanging.settimeout(30)
+            asked = opened.enter_context(hanging.accept()[0])  # Its model is being asked.
+            assert asked.recv(1)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            told = next(line for line in process.stderr if "Finishing" in line)
+            assert "1 question under way (for 10 s at most)" in told
+            assert "Ctrl-C again stops at once" in told
+            if again:
+                process.send_signal(signal.SIGINT)
+                assert process.wait(3) == 130
+            else:
+                asking.close()  # Whoever asked hangs up, so that there is nothing left to finish.
+                assert process.wait(15) == 130
+            assert "Traceback" not in process.stderr.read()
 
 
 @needs_embedded_model

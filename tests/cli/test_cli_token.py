@@ -43,6 +43,11 @@ def test_a_token_is_taken_back(program: Program) -> None:
         ("add", "ann", "--days", "0"),
         ("add", "ann", "--days", "nan"),
         ("add", ""),
+        ("add", "ann smith"),
+        ("add", "ann\nben"),
+        ("add", "--", "-x"),
+        ("add", "a;b"),
+        ("add", "a" * 101),
         ("remove", "nobody"),
     ],
 )
@@ -51,6 +56,14 @@ def test_a_misuse_ends_with_status_2_and_makes_nothing(program: Program, argumen
     assert ended.code == 2
     assert ended.stdout == ""
     assert program("token", "list").stdout == ""
+
+
+def test_a_name_that_no_shell_takes_as_one_word_is_refused_with_one_that_fits(program: Program) -> None:
+    ended = program("token", "add", "ann smith <ann@acme>")
+    assert "a token cannot be called 'ann smith <ann@acme>'" in ended.stderr
+    assert "mia token add ann-smith-ann@acme" in ended.stderr
+    for name in ("ann-smith-ann@acme", "acme/research", "Änne", "a", "ci.2_x"):
+        assert program("token", "add", name).code == 0
 
 
 def test_a_broken_file_is_named_and_left_alone(program: Program) -> None:

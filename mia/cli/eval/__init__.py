@@ -8,7 +8,9 @@ from mia.cli.eval.hotpotqa import ruler_hotpotqa
 from mia.cli.eval.long_data import long_data
 from mia.cli.eval.ruler import ruler
 
-app = typer.Typer(no_args_is_help=True, help="How well long texts are read.")
+app = typer.Typer(
+    no_args_is_help=True, help="Measure how well long texts are read, and make data to train their reader with."
+)
 
 app.command(epilog="Example: mia eval ruler --lengths 8k,32k,128k --base-url URL --model NAME --out runs/ruler")(ruler)
 app.command(

@@ -161,10 +161,3 @@ def read_expiry(text: str) -> float | None:
         refuse_bare_date(text)
         return _within_the_calendar(time.time() + float(text) * DAY, text)
     return read_time(text)
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 memory`, `2 memories`."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count:,} {noun[:-1]}ies" if noun.endswith("y") else f"{count:,} {noun}s"

@@ -54,7 +54,7 @@ def list_(
         if len(memories) > k:
             output.note("There are more: -k shows them.")
     elif hidden:
-        output.note(f"None such among {access.plural(hidden, 'memory')}; --state all shows all of them.")
+        output.note(f"None such among {output.plural(hidden, 'memory')}; --state all shows all of them.")
     else:
         _say_nothing(chosen)
 

@@ -81,8 +81,8 @@ def export(
     if not piped:
         output.result(str(target))
     kept = f", {done.unchanged:,} of them as they were" if done.unchanged else ""
-    with_episodes = f" and {access.plural(done.episodes, 'episode')}" if episodes else ""
-    output.note(f"{access.plural(done.memories, 'memory')}{kept}{with_episodes} written.")
+    with_episodes = f" and {output.plural(done.episodes, 'episode')}" if episodes else ""
+    output.note(f"{output.plural(done.memories, 'memory')}{kept}{with_episodes} written.")
     if done.edited:
         output.warn(f"Left alone, since somebody edited them: {', '.join(done.edited)}. Import them, or add --force.")
 
@@ -194,9 +194,9 @@ def _embedder_if_there(config: Config, store: SqliteStore) -> Embedder | None:
 
 
 def _report(done: Imported) -> None:
-    output.result(f"{access.plural(done.added, 'memory')} added, {done.known:,} known already")
+    output.result(f"{output.plural(done.added, 'memory')} added, {done.known:,} known already")
     if done.episodes:
-        output.note(f"{access.plural(done.episodes, 'episode')} kept.")
+        output.note(f"{output.plural(done.episodes, 'episode')} kept.")
     for count, what in (
         (done.replaced, "of the memories took the place of another"),
         (done.quarantined, "of the memories are quarantined: they read like orders to the agent"),

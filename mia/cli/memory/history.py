@@ -80,14 +80,14 @@ def rollback(
             _preview(since, json=json)
             return
         question = (
-            f"Undo {access.plural(len(since), 'change')} ({_counts(since)}) in the scope '{config.memory.scope}'?"
+            f"Undo {output.plural(len(since), 'change')} ({_counts(since)}) in the scope '{config.memory.scope}'?"
         )
         access.confirm(question, yes=yes)
         done = store.rollback(moment, scope=config.memory.scope)
     if json:
         output.result_json(asdict(done))
         return
-    output.result(f"{access.plural(len(done.changes), 'change')} undone; as it was after change {done.to}")
+    output.result(f"{output.plural(len(done.changes), 'change')} undone; as it was after change {done.to}")
     for lost in done.lost:
         output.warn(f"{lost} was removed for good since, and cannot come back.")
     if done.changes:
@@ -138,7 +138,7 @@ def _preview(since: list[Change], *, json: bool) -> None:
         output.result_json({"dry_run": True, "changes": [asdict(change) for change in since]})
     elif since:
         output.result("\n".join(_line(change) for change in since))
-        output.note(f"{access.plural(len(since), 'change')} would be undone: {_counts(since)}.")
+        output.note(f"{output.plural(len(since), 'change')} would be undone: {_counts(since)}.")
     else:
         output.note("Nothing has changed since.")
 

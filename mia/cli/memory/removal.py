@@ -122,7 +122,7 @@ def _purge(
         known = store.memories(gone)
         candidates = [known[id] for id in gone if id in known]
         if candidates and not dry_run:
-            noun = access.plural(len(candidates), "memory")
+            noun = output.plural(len(candidates), "memory")
             access.confirm(f"Remove {noun} for good? They cannot be restored.", yes=yes)
             removed = store.purge(scope=chosen, before=before, ids=ids).memories
     if json:
@@ -132,9 +132,9 @@ def _purge(
         output.note("Nothing of that is out of sight.")
     elif dry_run:
         output.result("\n".join(line(memory) for memory in candidates))
-        output.note(f"{access.plural(len(candidates), 'memory')} would be removed for good.")
+        output.note(f"{output.plural(len(candidates), 'memory')} would be removed for good.")
     else:
-        output.result(f"{access.plural(len(removed), 'memory')} removed for good")
+        output.result(f"{output.plural(len(removed), 'memory')} removed for good")
 
 
 def _refuse_others(store: SqliteStore, ids: Sequence[str], scope: str) -> None:
@@ -167,7 +167,7 @@ def _say_what(config: Config, store: SqliteStore, what: dict[str, Any]) -> str:
 
     if what["scope"] is not None:
         count = store.count_memories(what["scope"], states=tuple(MemoryState))
-        return f"everything of the scope '{what['scope']}' and below it ({access.plural(count, 'memory')})"
+        return f"everything of the scope '{what['scope']}' and below it ({output.plural(count, 'memory')})"
     if what["episode_ids"]:
         return f"{', '.join(what['episode_ids'])}, and what was learned from it"
     if what["memory_ids"]:
@@ -175,7 +175,7 @@ def _say_what(config: Config, store: SqliteStore, what: dict[str, Any]) -> str:
     found = questions_like(store, what["questions"], Redactor(config.memory.redact))
     # The logs of runs may hold more, and are looked through in any case.
     listed = "; ".join(f"'{one_line(text, _QUESTION)}'" for text in found) or "none"
-    return f"all that came of {access.plural(len(what['questions']), 'question')} (in the store: {listed})"
+    return f"all that came of {output.plural(len(what['questions']), 'question')} (in the store: {listed})"
 
 
 def _erase(config: Config, store: SqliteStore, what: dict[str, Any]) -> Erasure:
@@ -205,14 +205,14 @@ def _page(erasure: Erasure) -> dict[str, Any]:
 def _report(erasure: Erasure) -> None:
     erased = erasure.erased
     parts = [
-        access.plural(len(erased.memories), "memory"),
-        access.plural(len(erased.episodes), "episode"),
-        f"{access.plural(len(erasure.logged), 'line')} of run logs",
-        access.plural(erasure.captions, "caption"),
+        output.plural(len(erased.memories), "memory"),
+        output.plural(len(erased.episodes), "episode"),
+        f"{output.plural(len(erasure.logged), 'line')} of run logs",
+        output.plural(erasure.captions, "caption"),
     ]
     output.result(f"deleted: {', '.join(parts)}")
     if erasure.blotted:
-        blotted = access.plural(len(erasure.blotted), "line")
+        blotted = output.plural(len(erasure.blotted), "line")
         output.note(f"In {blotted} of run logs, what was shown of it is blotted out.")
     if erased.backups:
         output.note(f"Removed with it: {', '.join(str(backup) for backup in erased.backups)}")

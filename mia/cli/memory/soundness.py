@@ -122,10 +122,10 @@ def _show(checked: _Checked, mended: tuple[Problem, ...], backup: Path | None) -
         output.result("\n".join(lines))
         repairable = sum(problem.repairable for problem in report.problems) + len(checked.caches)
         hint = f"; --repair mends {repairable:,} of them" if repairable else ""
-        output.warn(f"{access.plural(len(lines), 'problem')}{hint}.")
+        output.warn(f"{output.plural(len(lines), 'problem')}{hint}.")
     else:
         counted = ", ".join(
-            access.plural(count, noun)
+            output.plural(count, noun)
             for count, noun in ((report.memories, "memory"), (report.episodes, "episode"), (report.changes, "change"))
         )
         output.result(f"sound: {counted}")
@@ -157,15 +157,15 @@ def _salvage(config: Config, target: Path, *, force: bool, json: bool) -> None:
         output.result_json({"target": str(target), "pages": found.pages, **asdict(done), **lost})
         return
     output.result(str(target))
-    saved = f"{access.plural(done.memories, 'memory')} and {access.plural(done.episodes, 'episode')}"
-    output.note(f"{saved} saved from {access.plural(found.pages, 'page')}.")
+    saved = f"{output.plural(done.memories, 'memory')} and {output.plural(done.episodes, 'episode')}"
+    output.note(f"{saved} saved from {output.plural(found.pages, 'page')}.")
     for count, what in (
         (found.broken, "broken beyond reading"),
         (found.without_texts, "of which only the counts are left"),
         (found.without_counts, "of texts of which nobody can say whose they are"),
     ):
         if count:
-            output.warn(f"Not saved: {access.plural(count, 'row')} {what}.")
+            output.warn(f"Not saved: {output.plural(count, 'row')} {what}.")
     output.note(f"To go on: move '{path}' away, then mia memory import {target}")
 
 

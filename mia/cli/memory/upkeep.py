@@ -109,8 +109,8 @@ def queue(
 ) -> None:
     """List what waits for a model, or do it now.
 
-    Whatever a model or an embedder could not be asked for. It is worked off by itself, a little after each question;
-    --run does all of it, of the scope alone, at once.
+    Whatever a model or an embedder could not be asked for. Each entry is tried again when its time has come: by a
+    server on its own, else beside a question. --run does all of it, of the scope alone, at once.
     """
     if run and all_scopes:
         raise ConfigError("--run with --all-scopes.", wanted="one scope at a time", hint="--scope tenant/project/user")
@@ -131,10 +131,10 @@ def queue(
 
 
 def _waiting(one: Waiting) -> str:
-    now = time.time()
-    when = "now" if one.retry_at <= now else f"from {access.say_time(one.retry_at)}"
+    again = f"again {'now' if one.retry_at <= time.time() else f'from {access.say_time(one.retry_at)}'}"
+    when = "given up: it cannot succeed with this model" if one.given_up else again
     tried = f"tried {one.attempts} times" if one.attempts != 1 else "tried once"
-    return f"{one.task.value:<10}  {one.subject}  {tried}, again {when}  ({one_line(one.error, _ERROR)})"
+    return f"{one.task.value:<10}  {one.subject}  {tried}, {when}  ({one_line(one.error, _ERROR)})"
 
 
 def _run_queue(config: Config, store: SqliteStore, *, json: bool) -> None:
@@ -224,6 +224,6 @@ def reembed(
         output.note(f"The memory is in '{done.space}' already.")
         return
     resumed = f", {done.kept:,} of them by an earlier attempt" if done.kept else ""
-    output.result(f"{access.plural(done.done, 'memory')} embedded by '{done.space}'{resumed}")
+    output.result(f"{output.plural(done.done, 'memory')} embedded by '{done.space}'{resumed}")
     if options.shared(context).config().memory.embedder not in ("auto", config.memory.embedder):
         output.note(f'Set memory.embedder = "{config.memory.embedder}" or "auto": with another, questions are refused.')

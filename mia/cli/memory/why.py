@@ -146,7 +146,7 @@ def _say_recall(recall: Recall) -> str:
     unlisted = recall.considered - len(recall.shown) - len(recall.passed_over)
     rest = f"; further down, {unlisted:,} more" if unlisted > 0 else ""
     return (
-        f"{access.plural(recall.considered, kind)} considered, {len(recall.shown)} shown, "
+        f"{output.plural(recall.considered, kind)} considered, {len(recall.shown)} shown, "
         f"{len(recall.passed_over)} passed over{rest}."
     )
 
