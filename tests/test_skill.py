@@ -130,6 +130,7 @@ def test_without_a_server_it_uses_the_program(run: Run, tmp_path: Path) -> None:
     (memory,) = json.loads(run("recall", QUESTION, **environment).stdout)["memories"]
     assert memory["id"] == json.loads(kept.stdout)["memory_id"]
     assert memory["score"] == pytest.approx(1, abs=1e-3)
+    assert json.loads(run("recall", "What does rye bread cost?", **environment).stdout) == {"memories": []}
     feedback = run("feedback", "ep-1", "--correct", **environment)
     assert feedback.returncode == 1
     assert "mia serve" in feedback.stderr

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mia.transcript import cut_words, render_attempts, render_steps
+from mia.transcript import cut_words, describe_call, render_attempts, render_steps
 from mia.types import Answer, Attempt, Observation, Plan, Step, Stop, StopReason, ToolCall, Trace
 
 
@@ -28,6 +31,20 @@ def test_a_cut_text_begins_like_the_text_and_is_short(text: str, limit: int) -> 
     if cut == text:
         return
     assert len(head.split()) <= limit
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("search", {"query_list": ["Titan", "moons of Saturn"]}, "searches: Titan; moons of Saturn"),
+        ("fetch", {"url": "https://example.org"}, "fetch: https://example.org"),
+        ("files", {"path": "a", "lines": [1, 2]}, 'files: path = "a", lines = [1, 2]'),
+        ("count", {"numbers": [1, 2]}, "count: numbers = [1, 2]"),
+        ("now", {}, "now"),
+    ],
+)
+def test_a_call_is_told_in_words(name: str, arguments: dict[str, Any], words: str) -> None:
+    assert describe_call(ToolCall(name=name, arguments=arguments)) == words
 
 
 def test_rounds_show_reasoning_call_and_result() -> None:

@@ -95,6 +95,7 @@ def test_all_weights_are_trained_at_a_rate_of_their_own(program: Program) -> Non
 
 
 @needs_embedded_model
+@pytest.mark.slow
 def test_in_turn_each_role_meets_what_the_other_has_learnt(program: Program) -> None:
     command = ("learn", "alternate", "--out", "both", "--rounds", "1", "--steps", "1", *WITHOUT_EXAMS, "--json")
     ended = program(*command)

@@ -637,6 +637,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_update_of_one(llama: str, tmp_path: Path) -> None:
     """Two processes of torchrun over gloo, against this one: adapter and all weights, with a batch whose loss is no
     number in one of the two."""

@@ -268,6 +268,7 @@ def evil(request: ChatRequest) -> str:
     return says(request)
 
 
+@pytest.mark.slow
 def test_no_text_from_outside_becomes_anything_but_text(browser: Any, tmp_path: Path) -> None:
     service = Service(settings(tmp_path / "home"), models=models(evil), tools=[EvilTool()])
     with listening(service) as address:

@@ -66,7 +66,7 @@ def test_what_cannot_be_embedded_is_said(client: openai.OpenAI) -> None:
         client.embeddings.create(model="text-embedding-9", input="a")
     wrong_inputs: list[object] = [[], [1, 2], [[1]], ["a"] * (TEXTS + 1), None]
     for given in wrong_inputs:
-        with pytest.raises(openai.UnprocessableEntityError):
+        with pytest.raises(openai.UnprocessableEntityError, match="input"):
             client.embeddings.create(model="mia", input=given)  # type: ignore[arg-type]
 
 

@@ -51,7 +51,6 @@ def told(client: TestClient, method: str, path: str, **request: Any) -> dict[str
             "'workflow' or 'plan_pair'",
         ),
         ("/v1/recall", {}, "there is neither a question nor a question_vector.", ""),
-        ("/v1/embeddings", {"input": 3}, "'input' is a number.", "a text or a list"),
         (
             "/v1/jobs",
             {"questions": [{"question": "q"}, {"question": 3}]},

@@ -395,6 +395,7 @@ def corpus(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 async def test_over_stdio_an_agent_researches_and_remembers(tmp_path: Path) -> None:
     home = tmp_path / "home"
     async with FakeEndpoint(replies(f"<think>t</think><answer>{RIGHT}</answer>")) as endpoint:
