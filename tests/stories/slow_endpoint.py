@@ -1,9 +1,15 @@
-"""A chat endpoint of its own process for stories: plans, searches once, answers, and finds nothing missing."""
+"""A chat endpoint of its own process for stories: plans, searches once, answers, and finds nothing missing.
+
+    slow_endpoint.py [SECONDS]
+
+SECONDS: that each answer takes (0.02); from SIGUSR1 on none.
+"""
 
 from __future__ import annotations
 
 import json
-import threading
+import signal
+import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,11 +24,12 @@ COMPRESSED = "1. Look for the moon (its name → its page)\n2. Read who found it
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    seconds = 0.02
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         last = str(request["messages"][-1]["content"])
-        time.sleep(0.02)
+        time.sleep(self.seconds)
         compress = "workflow" in last and "Write the plan" not in last
         text = COMPRESSED if compress else next(reply for mark, reply in REPLIES.items() if mark in last)
         message = {"role": "assistant", "content": text}
@@ -45,7 +52,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def hurry(*_: object) -> None:
+    Handler.seconds = 0.0
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        Handler.seconds = float(sys.argv[1])
+    signal.signal(signal.SIGUSR1, hurry)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(server.server_address[1], flush=True)
-    threading.Thread(target=server.serve_forever).start()
+    server.serve_forever()

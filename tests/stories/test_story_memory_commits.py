@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,11 @@ def test_each_is_told_its_own_outcome_and_a_kill_undoes_no_answer(nursery: Nurse
     undone: set[str] = set()
     for life in range(KILLS):
         worker = nursery.start("commit_together", path=str(path), name=f"l{life}", threads=THREADS)
-        first = worker.hear()
-        time.sleep(moments.uniform(0.1, 0.4))
+        told = [worker.hear() for _ in range(moments.randrange(60, 300))]
         worker.kill()
         # It was we who ended it, and not an outcome that was another's.
         assert worker.wait() == -9, worker.stderr.read()
-        for line in [first, *worker.stdout.read().splitlines()]:
+        for line in [*told, *worker.stdout.read().splitlines()]:
             what, id = line.split(" ")
             (kept if what == "kept" else undone).add(id)
         with open_store(path) as store:
@@ -42,5 +40,5 @@ def test_each_is_told_its_own_outcome_and_a_kill_undoes_no_answer(nursery: Nurse
             assert len(held) <= len(kept) + THREADS * (life + 1)
             assert sorted(change.memory_id for change in store.audit(limit=1_000_000)) == sorted(held)
             assert store.check().sound
-    assert len(kept) > 200
-    assert len(undone) > 100
+    assert len(kept) > 100
+    assert len(undone) > 50

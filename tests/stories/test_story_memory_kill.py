@@ -85,8 +85,14 @@ def elders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_nothing_acknowledged_is_lost_and_nothing_is_half_there_after_8_kills(
     nursery: Nursery, elders: Path, tmp_path: Path
 ) -> None:
-    tally = live_through(nursery, elders, tmp_path, kills=8, seed=20260404)
-    assert tally.acknowledged > 100
+    acknowledged = 0
+    for round in range(10):
+        folder = tmp_path / str(round)
+        acknowledged += live_through(nursery, elders, folder, kills=8, seed=20260404 + round).acknowledged
+        # On a busy machine a writer comes to little before it is killed: then more of them are.
+        if acknowledged > 100:
+            break
+    assert acknowledged > 100
 
 
 @pytest.mark.slow
