@@ -82,6 +82,21 @@ def embedded_default(config: Config) -> Config | None:
     )
 
 
+def embedded_reader(config: Config) -> Config:
+    """The settings under which the embedded model reads long texts of the offline world, where nothing else is set."""
+    from mia.types import Role
+    from mia.world import preset
+
+    adapter = str(preset.READING) if preset.READING.is_dir() else ""
+    model = _filled(config.models.of(Role.READER), **preset.MODEL, adapter=adapter)
+    return config.model_copy(
+        update={
+            "models": config.models.model_copy(update={"reader": model}),
+            "reader": _filled(config.reader, **preset.READER),
+        }
+    )
+
+
 async def announce_embedded(config: Config, typed: Sequence[str]) -> None:
     """One line: who answers, and what to type for a real endpoint. `config`: with the embedded settings."""
     advice = await advise(config, typed, documents=True)

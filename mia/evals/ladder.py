@@ -288,6 +288,7 @@ class _Hearing:
             executor=_Heard(models.executor, self),
             manager=_Heard(models.manager, self),
             judge=_Heard(models.judge, self),
+            reader=models.reader and _Heard(models.reader, self),
             replays=models.replays,
         )
 
@@ -451,7 +452,8 @@ def _unreadable(episode: Episode) -> int:
     turns = sum(step.observation is not None and step.observation.error == "malformed" for step in episode.steps)
     # Told to answer, it did not.
     answers = sum(
-        attempt.answer is None and attempt.trace.stop.reason in (StopReason.CALL_LIMIT, StopReason.CONTEXT_LIMIT)
+        attempt.answer is None
+        and attempt.trace.stop.reason in (StopReason.CALL_LIMIT, StopReason.CONTEXT_LIMIT, StopReason.MODEL_FAILED)
         for attempt in episode.attempts
     )
     reflections = sum(

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from mia.errors import ConfigError, ModelReplyError, RecordError, StoreError
 from mia.evals.ruler.documents import Asked, Corpus, write_documents
 from mia.evals.ruler.hotpotqa import mix
-from mia.evals.verifiers import lenient
+from mia.judges.verifiers import lenient
 from mia.models.base import ChatModel, ChatRequest
 from mia.models.ledger import Ledger
 from mia.prompt import Prompt, defuse

@@ -101,6 +101,11 @@ class Policy:
             parameter.requires_grad_(True)
         return cls(weights, network, reference if kept else None, None, base)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's, as transformers made it."""
+        return self._weights.tokenizer
+
     # ── logprobs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def tensors(self, lot: Lot) -> Tensors:

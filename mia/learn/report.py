@@ -12,6 +12,8 @@ from mia.errors import LearnError, require
 from mia.learn.stages import Held, StageResult
 from mia.statistics import Interval
 
+_ELSEWHERE = {"reader": "texts that chose nothing (`benchmarks/reader_rl.py`, `mia eval ruler`)"}
+"""Stage → where else its weights are measured."""
 _WINDOW = 10
 """Steps that a curve is smoothed over, and that the first and the last row of the table are the mean of."""
 
@@ -86,7 +88,7 @@ def _exams(result: StageResult) -> str:
     lines += [
         "",
         "The weights were chosen by these very exams, so the best of them flatters a little: what they are worth is "
-        "measured on worlds that chose nothing (`mia world ladder`).",
+        f"measured on {_ELSEWHERE.get(result.stage, 'worlds that chose nothing (`mia world ladder`)')}.",
     ]
     if result.ended_early:
         lines.append("The training ended early: exams had been no better for as long as it was told to bear.")
@@ -100,6 +102,8 @@ def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
         "reward": lambda row: row.get("reward"),
         "correct": lambda row: row.get("accuracy"),
         "replanned": lambda row: row.get("replans"),
+        "chunks read": lambda row: row.get("chunks"),
+        "memory cut": lambda row: row.get("cut"),
         **{f"reward: {name}": _part(name) for name in sorted({name for row in rows for name in row.get("parts", {})})},
         "seconds a step": lambda row: row.get("seconds"),
     }
@@ -111,6 +115,8 @@ def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
         "|---|---:|---:|",
     ]
     for name, value in shown.items():
+        if all(value(row) is None for row in rows):
+            continue
         first, last = (_shown([value(row) for row in some]) for some in (rows[:_WINDOW], rows[-_WINDOW:]))
         lines.append(f"| {name} | {first} | {last} |")
     dropped: Counter[str] = Counter()

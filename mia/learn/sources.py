@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from mia.episode import absorb, live
 from mia.errors import ConfigError, LearnError, MiaError
@@ -39,6 +39,12 @@ from mia.world.questions import MOST_HOPS, tasks
 from mia.world.seeds import TRAIN, VALIDATION
 
 T = TypeVar("T")
+S = TypeVar("S")
+"""What is put to the learner: a `Situation`, or a text with a question (`mia.learn.reading`)."""
+R = TypeVar("R")
+"""What came of it: an `Episode`, or a `Reading`."""
+S_co = TypeVar("S_co", covariant=True)
+R_contra = TypeVar("R_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,14 @@ class Situation:
 
 Tell = Callable[[int, int], None]
 """Told how many of how many are done."""
-Answering = Callable[[Situation], Awaitable[Episode]]
+AnsweringOf = Callable[[S], Awaitable[R]]
+Answering = AnsweringOf[Situation, Episode]
 Marks = dict[str, list[float]]
 """World (or question) → 1 for each question that was answered correctly, 0 for each that was not. What could not be
 judged is left out."""
 
 
-class Source(Protocol):
+class SourceOf(Protocol[S, R_contra]):
     """Questions without end."""
 
     def page(self) -> dict[str, Any]:
@@ -72,12 +79,12 @@ class Source(Protocol):
         """Called once, before the first question, unless `restore` is."""
         ...
 
-    async def draw(self, count: int) -> list[Situation]:
+    async def draw(self, count: int) -> list[S]:
         """The next questions, all different. Raises ConfigError if there are never so many, and StoreError."""
         ...
 
-    async def absorb(self, groups: Sequence[tuple[Situation, Sequence[Episode]]]) -> None:
-        """Take in what came of the questions that were drawn last: all of them, each with its episodes."""
+    async def absorb(self, groups: Sequence[tuple[S, Sequence[R_contra]]]) -> None:
+        """Take in what came of the questions that were drawn last: all of them, each with its outcomes."""
         ...
 
     async def save(self, folder: Path) -> None:
@@ -91,19 +98,23 @@ class Source(Protocol):
     async def close(self) -> None: ...
 
 
-class Exam(Protocol):
+class ExamOf(Protocol[S_co, R_contra]):
     """Questions to measure with."""
 
     def page(self) -> dict[str, Any]:
         """What decides its questions, as plain JSON data."""
         ...
 
-    async def hold(self, answering: Answering, tell: Tell) -> Marks:
+    async def hold(self, answering: AnsweringOf[S_co, R_contra], tell: Tell) -> Marks:
         """Ask all of them; what a former exam left in a memory is forgotten. Raises what `answering` raises, and
         StoreError."""
         ...
 
     async def close(self) -> None: ...
+
+
+Source = SourceOf[Situation, Episode]
+Exam = ExamOf[Situation, Episode]
 
 
 async def side_by_side(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -456,56 +467,48 @@ class WorldExam:
 # ── questions of one's own ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class TaskSource:
-    """A list of questions, in another order in each pass over it. The team is its owner's to close."""
+class Passes(Generic[T]):
+    """Draws from a list, in another order in each pass over it, and keeps where it stands."""
 
-    def __init__(self, tasks: Sequence[Task], team: Team, *, seed: int = 1) -> None:
+    def __init__(self, items: Sequence[T], *, seed: int) -> None:
         """Raises ConfigError for an empty list."""
-        if not tasks:
+        if not items:
             raise ConfigError("there are no questions to learn from.", wanted="a question or more")
-        self._tasks = tuple(tasks)
-        self._team = team
+        self._items = tuple(items)
         self._seed = seed
         self._pass = 0
         self._place = 0
-        """Questions of this pass that were drawn and absorbed."""
+        """Items of this pass that were drawn and taken."""
         self._drawn = 0
 
-    def page(self) -> dict[str, Any]:
-        return {"kind": "questions", "seed": self._seed, "ids": [task.question.id for task in self._tasks]}
-
     def check(self, count: int) -> None:
-        """Raises ConfigError for more questions than the list has."""
-        if not 1 <= count <= len(self._tasks):
+        """Raises ConfigError for more than the list has."""
+        if not 1 <= count <= len(self._items):
             raise ConfigError(
-                f"{count} questions a step, of a list of {len(self._tasks)}.",
-                wanted=f"1 to {len(self._tasks)}",
-                hint=f"--questions-per-step {len(self._tasks)}",
+                f"{count} questions a step, of a list of {len(self._items)}.",
+                wanted=f"1 to {len(self._items)}",
+                hint=f"--questions-per-step {len(self._items)}",
             )
 
-    async def prepare(self, tell: Tell) -> None:
-        """Nothing: the memory is as its owner made it."""
-
-    async def draw(self, count: int) -> list[Situation]:
-        """Raises ConfigError for more questions than the list has, and StoreError."""
+    def draw(self, count: int) -> list[T]:
+        """The next ones; they come again until they are taken. Raises ConfigError for more than the list has."""
         self.check(count)
-        if self._place + count > len(self._tasks):
+        if self._place + count > len(self._items):
             # Too few are left for a step; in the order of the next pass their turn comes sooner or later.
             self._pass, self._place = self._pass + 1, 0
-        order = random.Random(f"questions {self._seed} {self._pass}").sample(self._tasks, len(self._tasks))
+        order = random.Random(f"questions {self._seed} {self._pass}").sample(self._items, len(self._items))
         self._drawn = count
-        drawn = order[self._place : self._place + count]
-        return await side_by_side(_situation(task, self._team) for task in drawn)
+        return order[self._place : self._place + count]
 
-    async def absorb(self, groups: Sequence[tuple[Situation, Sequence[Episode]]]) -> None:
-        """Nothing is remembered (see the module's docstring)."""
+    def take(self) -> None:
+        """Those that were drawn last are done with."""
         self._place += self._drawn
         self._drawn = 0
 
-    async def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
         (folder / "questions.json").write_text(json.dumps({"pass": self._pass, "place": self._place}), encoding="utf-8")
 
-    async def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path) -> None:
         """Raises LearnError."""
         try:
             page = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
@@ -515,6 +518,42 @@ class TaskSource:
                 f"the place in the list of questions, kept in '{folder}', cannot be read ({error}).",
                 wanted="that of a checkpoint, whole",
             ) from error
+
+
+class TaskSource:
+    """A list of questions, in another order in each pass over it. The team is its owner's to close."""
+
+    def __init__(self, tasks: Sequence[Task], team: Team, *, seed: int = 1) -> None:
+        """Raises ConfigError for an empty list."""
+        self._passes = Passes(tasks, seed=seed)
+        self._tasks = tuple(tasks)
+        self._team = team
+        self._seed = seed
+
+    def page(self) -> dict[str, Any]:
+        return {"kind": "questions", "seed": self._seed, "ids": [task.question.id for task in self._tasks]}
+
+    def check(self, count: int) -> None:
+        """Raises ConfigError for more questions than the list has."""
+        self._passes.check(count)
+
+    async def prepare(self, tell: Tell) -> None:
+        """Nothing: the memory is as its owner made it."""
+
+    async def draw(self, count: int) -> list[Situation]:
+        """Raises ConfigError for more questions than the list has, and StoreError."""
+        return await side_by_side(_situation(task, self._team) for task in self._passes.draw(count))
+
+    async def absorb(self, groups: Sequence[tuple[Situation, Sequence[Episode]]]) -> None:
+        """Nothing is remembered (see the module's docstring)."""
+        self._passes.take()
+
+    async def save(self, folder: Path) -> None:
+        self._passes.save(folder)
+
+    async def restore(self, folder: Path) -> None:
+        """Raises LearnError."""
+        self._passes.restore(folder)
 
     async def close(self) -> None:
         """Nothing to let go of."""

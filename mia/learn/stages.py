@@ -1,4 +1,5 @@
-"""The two stages of training: the Executor learns to follow plans, the Planner to write them, the other being frozen.
+"""The stages of training: the Executor learns to follow plans, the Planner to write them, the other being frozen; and
+the reader of long texts learns what to keep of them (`mia.learn.reading`).
 
     a step:  draw questions → roll each out several times, side by side → reward → update → remember → draw the next
 
@@ -31,7 +32,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from mia.config import LearnSettings, ModelsSettings
 from mia.episode import answer
@@ -40,7 +41,7 @@ from mia.learn import metrics
 from mia.learn.folder import alone, read_rows, write_rows, write_whole
 from mia.learn.metrics import JsonlMetrics, Metrics, MetricsSink
 from mia.learn.rollouts import Dropped, RewardFunction, Rollout, Sampled, roll_out
-from mia.learn.sources import Exam, Marks, Situation, Source, mark_of, side_by_side
+from mia.learn.sources import ExamOf, Marks, R, S, Situation, SourceOf, mark_of, side_by_side
 from mia.models import Models, build_models
 from mia.models.base import ChatModel, ChatRequest, Price, TokenReply
 from mia.models.ledger import Ledger
@@ -51,6 +52,8 @@ from mia.types import Episode, Role, Task
 
 if TYPE_CHECKING:
     from mia.learn.learner import Learner, Update
+
+S_contra = TypeVar("S_contra", contravariant=True)
 
 FORMAT = 1
 """The version of a training's folder."""
@@ -63,9 +66,35 @@ _MAY_DIFFER = frozenset({"steps", "save_every"})
 # ── what is trained ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class StageOf(Protocol[S_contra, R]):
+    """Who learns, how it is put to work on a situation, and what is to be said of what came of it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def role(self) -> Role: ...
+
+    def task(self, situation: S_contra) -> Task:
+        """What the reward and the rollouts' group are of."""
+        ...
+
+    async def answer(self, situation: S_contra, model: ChatModel, *, exam: bool = False) -> R:
+        """Do the work with this model in the learner's role. Raises ConfigError where that has nothing to do."""
+        ...
+
+    def mark(self, outcome: R) -> float | None:
+        """1 for a right answer, 0 for a wrong one; None where nobody could judge."""
+        ...
+
+    def told(self, outcomes: Sequence[R]) -> dict[str, Any]:
+        """More of a step for the metrics, as plain JSON data."""
+        ...
+
+
 @dataclass(frozen=True)
 class Stage:
-    """Who learns, and how the line is set for it."""
+    """A role of the line that learns, and how the line is set for it."""
 
     name: str
     role: Role
@@ -87,6 +116,20 @@ class Stage:
                 hint="line.best_of = 1",
             )
         return replace(team, line=line, planner=team.planner.asking(model))
+
+    def task(self, situation: Situation) -> Task:
+        return situation.task
+
+    async def answer(self, situation: Situation, model: ChatModel, *, exam: bool = False) -> Episode:
+        """Raises ConfigError."""
+        team = self.team(situation.team, model, exam=exam)
+        return await answer(situation.task, team, Ledger(situation.task.question.id))
+
+    def mark(self, outcome: Episode) -> float | None:
+        return mark_of(outcome)
+
+    def told(self, outcomes: Sequence[Episode]) -> dict[str, Any]:
+        return {"replans": _mean([float(len(episode.attempts) > 1) for episode in outcomes])}
 
 
 EXECUTOR = Stage("executor", Role.EXECUTOR, {"replan": "verdict", "judge": "each"})
@@ -211,16 +254,16 @@ def _mean(values: Sequence[float]) -> float:
 
 
 async def train_stage(
-    stage: Stage,
-    source: Source,
+    stage: StageOf[S, R],
+    source: SourceOf[S, R],
     learner: Learner,
     settings: LearnSettings,
     folder: Path,
     *,
-    reward: RewardFunction[Episode],
+    reward: RewardFunction[R],
     model: ChatModel,
     schedule: Schedule = Schedule(),
-    exam: Exam | None = None,
+    exam: ExamOf[S, R] | None = None,
     page: Mapping[str, Any] | None = None,
     trackers: Sequence[Tracker] = (),
     on_progress: OnProgress = lambda progress: None,
@@ -323,20 +366,20 @@ class _State:
     """Steps in a row without a reward."""
 
 
-class _Training:
+class _Training(Generic[S, R]):
     """One call of `train_stage`."""
 
     def __init__(
         self,
-        stage: Stage,
-        source: Source,
+        stage: StageOf[S, R],
+        source: SourceOf[S, R],
         learner: Learner,
         settings: LearnSettings,
         folder: Path,
-        reward: RewardFunction[Episode],
+        reward: RewardFunction[R],
         model: ChatModel,
         schedule: Schedule,
-        exam: Exam | None,
+        exam: ExamOf[S, R] | None,
         trackers: Sequence[Tracker],
         on_progress: OnProgress,
         stop: Callable[[], bool],
@@ -433,7 +476,7 @@ class _Training:
         state.step += 1
         seconds = time.monotonic() - begun
         state.seconds += seconds
-        row = _row(state.step, sampled, rollouts, dropped, update) | {
+        row = _row(self._stage, state.step, sampled, rollouts, dropped, update) | {
             "seconds": round(seconds, 3),
             "sampling_seconds": round(sampling, 3),
             "updating_seconds": round(updating, 3),
@@ -441,15 +484,15 @@ class _Training:
         self.metrics.write(state.step, row)
         return row
 
-    async def _roll_out(self, situation: Situation, place: str) -> Sampled[Episode]:
-        async def agent(model: ChatModel, task: Task) -> Episode:
-            return await answer(task, self._stage.team(situation.team, model), Ledger(task.question.id))
+    async def _roll_out(self, situation: S, place: str) -> Sampled[R]:
+        async def agent(model: ChatModel, task: Task) -> R:
+            return await self._stage.answer(situation, model)
 
         content = f"{self._schedule.seed} {self._stage.name} {place}"
         return await roll_out(
             agent,
             Sampling(self._learner, self._model),
-            situation.task,
+            self._stage.task(situation),
             self._reward,
             role=self._stage.role,
             temperature=self._settings.temperature,
@@ -475,9 +518,8 @@ class _Training:
         state, begun = self._state, time.monotonic()
         model = Sampling(self._learner, self._model, greedy=True)
 
-        async def answering(situation: Situation) -> Episode:
-            team = self._stage.team(situation.team, model, exam=True)
-            return await answer(situation.task, team, Ledger(situation.task.question.id))
+        async def answering(situation: S) -> R:
+            return await self._stage.answer(situation, model, exam=True)
 
         marks = await self._exam.hold(answering, lambda done, total: self._tell_phase("exam", done, total, begun))
         self._accuracy = accuracy = _overall(marks)
@@ -587,15 +629,16 @@ def _overall(marks: Marks) -> float | None:
 
 
 def _row(
+    stage: StageOf[S, R],
     step: int,
-    sampled: Sequence[Sampled[Episode]],
+    sampled: Sequence[Sampled[R]],
     rollouts: Sequence[Rollout],
     dropped: Mapping[str, int],
     update: Update | None,
 ) -> dict[str, Any]:
     """What a step has to say of itself, but for its time."""
-    episodes = [one.outcome for one in sampled]
-    marks = [mark for episode in episodes if (mark := mark_of(episode)) is not None]
+    outcomes = [one.outcome for one in sampled]
+    marks = [mark for outcome in outcomes if (mark := stage.mark(outcome)) is not None]
     parts = sorted({name for rollout in rollouts for name in rollout.parts})
     every = Counter(dropped)
     if update is not None:
@@ -605,7 +648,7 @@ def _row(
         "step": step,
         "reward": _mean([rollout.reward for rollout in rollouts]) if rollouts else None,
         "accuracy": _mean(marks) if marks else None,
-        "replans": _mean([float(len(episode.attempts) > 1) for episode in episodes]),
+        **stage.told(outcomes),
         "parts": {
             name: _mean([rollout.parts[name] for rollout in rollouts if name in rollout.parts]) for name in parts
         },
@@ -656,6 +699,7 @@ def frozen_models(settings: ModelsSettings) -> Models:
         executor=remembering(Role.EXECUTOR, built.executor),
         manager=remembering(Role.MANAGER, built.manager),
         judge=remembering(Role.JUDGE, built.judge),
+        reader=built.reader and remembering(Role.READER, built.reader),
         cold_start=built.cold_start and remembering("cold_start", built.cold_start),
         replays=built.replays,
     )
@@ -691,9 +735,9 @@ def check_page(folder: Path, page: Mapping[str, Any]) -> None:
 
 
 def _page(
-    stage: Stage,
-    source: Source,
-    exam: Exam | None,
+    stage: StageOf[S, R],
+    source: SourceOf[S, R],
+    exam: ExamOf[S, R] | None,
     settings: LearnSettings,
     schedule: Schedule,
     more: Mapping[str, Any],

@@ -3,7 +3,7 @@
 Always true of chunks: joined, they are the text, character for character; each has at most the tokens that were asked
 for, counted as it will be shown (`defuse`); and where a chunk ends depends on nothing but the text from its beginning
 on, so a reading can begin again at the start of any chunk and finds the same ones. Within its last tenth, a chunk ends
-behind a paragraph, else a line, a sentence or a word.
+behind a paragraph, else a line, a sentence or a word; a small one within its last 60 characters, about a sentence.
 
 Tokens are those of the model's own tokenizer where it runs in this process. An endpoint tells us none, and so four
 bytes of UTF-8 count as one: about right for English, while languages written in other letters and most source code
@@ -29,6 +29,8 @@ _LONGEST_TOKEN = 64
 """Runs of blanks may be one token; a chunk has at most so many characters a token all the same."""
 _BACK = 10
 """A chunk may end earlier by this part of it, behind a paragraph, a sentence or a word."""
+_BACK_CHARACTERS = 60
+"""… or by so many characters, but no more than half of it: a tenth of a small chunk may hold no end of a sentence."""
 _PAUSES = (("\n\n",), ("\n",), (". ", "? ", "! ", "。", "！", "？"), (" ",))
 _AHEAD = 32
 """Chunks that a fast reader may be before a slow one."""
@@ -205,8 +207,8 @@ def _skipped(pieces: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def _pause(text: str, end: int) -> int:
-    """The last good place to stop in the last tenth before `end`, or `end`."""
-    first = end - end // _BACK
+    """The last good place to stop a little before `end`, or `end`."""
+    first = end - max(end // _BACK, min(_BACK_CHARACTERS, end // 2))
     for marks in _PAUSES:
         places = [place + len(mark) for mark in marks if (place := text.rfind(mark, first, end)) >= 0]
         if places:

@@ -41,6 +41,10 @@ MEMORY: dict[str, Any] = {
 
 PLANNER = Path(__file__).parents[1] / "models" / "planner"
 """The adapter that comes with the embedded model: its Planner after reinforcement learning (docs/learning.md)."""
+READING = Path(__file__).parents[1] / "models" / "reader"
+"""The adapter that comes with the embedded model: its reader of long texts after reinforcement (docs/reader.md)."""
+READER: dict[str, Any] = {"chunk_tokens": 64, "memory_tokens": 24}
+"""Of `reader`, as the embedded model learns to read long texts: a memory holds two facts, a chunk about six."""
 LEARN: dict[str, Any] = {
     "samples": 4,
     "batch": 2,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from mia.models.base import ChatReply, ChatRequest, Price, estimate_usage
 from mia.types import Message, Role
-from mia.world import language
+from mia.world import language, longtexts
 from mia.world.facts import FAVOURITE, World
 from mia.world.language import (
     SOURCES,
@@ -85,6 +85,8 @@ class Teacher:
         if request.role is Role.EXECUTOR:
             return self._execute(request.messages)
         text = request.messages[-1].content
+        if request.role is Role.READER:
+            return _read(request.purpose, text)
         if request.role is Role.MANAGER:
             return language.write_workflow(language.read_trajectory(text))
         if request.role is Role.JUDGE:
@@ -345,6 +347,17 @@ def _mark(answer: str, references: Sequence[str]) -> str:
     if answer in references:
         return "A"
     return "C" if answer == UNKNOWN else "B"
+
+
+# ── the reader ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read(purpose: str, text: str) -> str:
+    """The memory behind a chunk of a long text, or the answer from the memory."""
+    question, memory = _inside(text, "question"), _inside(text, "memory")
+    if purpose == "answer":
+        return longtexts.answer_from(question, memory)
+    return longtexts.note_facts(question, memory, _inside(text, "tool_response"))
 
 
 def _inside(text: str, tag: str) -> str:

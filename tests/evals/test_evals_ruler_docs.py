@@ -16,11 +16,16 @@ def test_the_example(tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    reader, direct = re.findall(r"\| niah_single_2 \| (.*) \|", ended.stdout)
-    assert reader == "100.0 (57–100) | 100.0 (57–100) | 100.0 (57–100)"
-    assert direct == "100.0 (57–100) | 0.0 (0–43) | 0.0 (0–43)"
-    for cells in re.findall(r"^niah_single_2 +(.*)$", PAGE, re.MULTILINE):
-        assert re.sub(r" {2,}", " | ", cells) in (reader, direct)
+    reader, direct = re.findall(r"```markdown\n(.*?)```", PAGE, re.DOTALL)
+    printed = _untimed(ended.stdout)
+    first = printed.index("# Accuracy over long texts", 1)
+    assert printed[:first].strip() == _untimed(reader).strip()
+    assert direct.strip() in printed[first:]
+
+
+def _untimed(report: str) -> str:
+    """Without the seconds, which are the machine's."""
+    return re.sub(r"\d+\.\d\d( \| [^|]+ \|)$", r"…\1", report, flags=re.MULTILINE)
 
 
 def test_every_task_is_told_of() -> None:

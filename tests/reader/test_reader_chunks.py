@@ -91,6 +91,16 @@ class Wrapped(Around[ScriptedModel]):
         return await self.model.complete(request)
 
 
+def test_a_small_chunk_ends_behind_a_sentence_too() -> None:
+    sentences = "mayor of Melotu is Badoru. headquarters of Skasko is Brabro. "
+    chunks = list(split_chunks([sentences * 40], EstimatedTokens(), 40))
+    # A tenth of 160 characters is half a sentence.
+    assert all(chunk.text.endswith(". ") for chunk in chunks)
+    assert sum(chunk.tokens for chunk in chunks[:-1]) > 0.8 * 40 * (len(chunks) - 1)
+    # Never more than half of it is given up.
+    assert all(chunk.tokens >= 8 for chunk in list(split_chunks(["word. " + "x" * 900], EstimatedTokens(), 16))[1:-1])
+
+
 def test_four_bytes_are_a_token_and_the_models_own_tokenizer_goes_first() -> None:
     counter = EstimatedTokens()
     assert [counter.count(text) for text in ("", "a", "abcd", "abcde", "語語")] == [0, 1, 1, 2, 2]

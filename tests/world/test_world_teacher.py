@@ -17,6 +17,7 @@ from mia.config import (
     LineSettings,
     MemorySettings,
     ModelsSettings,
+    ReaderSettings,
     SearchSettings,
 )
 from mia.episode import absorb, answer
@@ -26,6 +27,9 @@ from mia.memory import present
 from mia.memory.compress import Compressor
 from mia.models import Models
 from mia.models.ledger import Ledger
+from mia.reader.read import Reader
+from mia.reader.texts import TextSource
+from mia.reader.trace import ChunkRead, Told
 from mia.team import Team, build_team
 from mia.transcript import render_attempts
 from mia.types import Answer, Attempt, Episode, Outcome, Plan, Question, Recall, Task
@@ -48,6 +52,7 @@ from mia.world.language import (
     write_question,
     write_workflow,
 )
+from mia.world.longtexts import make_text
 from mia.world.questions import tasks
 from mia.world.teacher import KNOWN, Teacher, asked, routes_in_memory
 
@@ -243,3 +248,17 @@ async def test_the_manager_keeps_failed_tries(tmp_path: Path) -> None:
 def test_a_prompt_without_a_question_of_the_world_is_refused() -> None:
     with pytest.raises(ValueError, match="no question"):
         asked("<question>\nWhat is love?\n</question>")
+
+
+async def test_it_reads_a_long_text_without_an_error_and_keeps_what_is_asked_for() -> None:
+    told: list[Told] = []
+    reader = Reader(Teacher(random.Random(1)), ReaderSettings(**preset.READER), style="compact")
+    made = make_text(World.make(7), 0, 1_000, reader.counter.count, facts=2)
+    with TextSource.of(made.text) as source:
+        (reading,) = await reader.read([Question.of(made.question)], source, on_told=told.append)
+    assert reading.answer == made.answer
+    assert reading.memory == "\n".join(str(fact) for fact in made.facts)
+    assert (reading.cut, reading.kept, reading.failure) == (0, 0, None)
+    # What was found is never lost again.
+    found = [one.memory.count("unknown") for one in told if isinstance(one, ChunkRead)]
+    assert found == sorted(found, reverse=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mia.types import Role
 
 
-@takes_options
+@takes_options(Options)
 def alternate(
     context: typer.Context,
     options: Options,

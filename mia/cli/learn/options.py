@@ -19,50 +19,14 @@ LEARNING = "Learning"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What was typed. None: not given."""
+class Training:
+    """What every training takes. None: not given."""
 
     out: Annotated[Path, typer.Option("--out", "-o", help="The training's folder; one that holds a part goes on.")]
     model: Annotated[
         Path | None,
-        typer.Option("--model", "-m", help="A model's folder, for all roles.", show_default="the embedded model"),
+        typer.Option("--model", "-m", help="A model's folder.", show_default="the embedded model"),
     ] = None
-    planner: Annotated[
-        Path | None, typer.Option(help="An adapter or a whole model that the Planner has, or begins with.")
-    ] = None
-    executor: Annotated[
-        Path | None, typer.Option(help="An adapter or a whole model that the Executor has, or begins with.")
-    ] = None
-    worlds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Worlds side by side.", show_default="questions per step", rich_help_panel=WORLD),
-    ] = None
-    first_seed: Annotated[
-        int | None,
-        typer.Option(
-            help="The first world.", show_default="the first that the warm-up did not use", rich_help_panel=WORLD
-        ),
-    ] = None
-    questions_per_world: Annotated[
-        int,
-        typer.Option(min=1, help="Questions of a world before the next one takes its place.", rich_help_panel=WORLD),
-    ] = 60
-    hops: Annotated[
-        int,
-        typer.Option(min=1, max=4, help="Relations of a question at most; exams ask all kinds.", rich_help_panel=WORLD),
-    ] = 4
-    shifted: Annotated[
-        bool, typer.Option("--shifted", help="Worlds without favourite sources.", rich_help_panel=WORLD)
-    ] = False
-    questions: Annotated[
-        Path | None,
-        typer.Option(help='JSON Lines: {"question": …, "answers": […]}; then no worlds.', rich_help_panel=OWN),
-    ] = None
-    corpus: Annotated[
-        list[Path] | None,
-        typer.Option("--corpus", "-c", help="Files and folders to answer from. Repeatable.", rich_help_panel=OWN),
-    ] = None
-    index: Annotated[Path | None, typer.Option(help="An index made by `mia index`.", rich_help_panel=OWN)] = None
     exam_every: Annotated[int, typer.Option(min=1, help="Steps between exams.", rich_help_panel=EXAMS)] = 25
     exam_worlds: Annotated[
         int, typer.Option(min=0, help="Validation worlds of an exam; 0 for no exams.", rich_help_panel=EXAMS)
@@ -105,30 +69,76 @@ class Options:
     json: output.JsonFlag = False
 
 
-def takes_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command `(context, options, …)` take each option by its own name, beside those of its own."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = inspect.signature(command, eval_str=True).parameters
-    own = [one.replace(kind=keyword) for name, one in parameters.items() if name != "options"]
-    hints = get_type_hints(Options, include_extras=True)
+@dataclass(frozen=True, kw_only=True)
+class Options(Training):
+    """What a training of the line takes, too."""
 
-    def taking(**given: Any) -> None:
-        options = Options(**{one.name: given.pop(one.name) for one in fields(Options)})
-        command(options=options, **given)
+    planner: Annotated[
+        Path | None, typer.Option(help="An adapter or a whole model that the Planner has, or begins with.")
+    ] = None
+    executor: Annotated[
+        Path | None, typer.Option(help="An adapter or a whole model that the Executor has, or begins with.")
+    ] = None
+    worlds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worlds side by side.", show_default="questions per step", rich_help_panel=WORLD),
+    ] = None
+    first_seed: Annotated[
+        int | None,
+        typer.Option(
+            help="The first world.", show_default="the first that the warm-up did not use", rich_help_panel=WORLD
+        ),
+    ] = None
+    questions_per_world: Annotated[
+        int,
+        typer.Option(min=1, help="Questions of a world before the next one takes its place.", rich_help_panel=WORLD),
+    ] = 60
+    hops: Annotated[
+        int,
+        typer.Option(min=1, max=4, help="Relations of a question at most; exams ask all kinds.", rich_help_panel=WORLD),
+    ] = 4
+    shifted: Annotated[
+        bool, typer.Option("--shifted", help="Worlds without favourite sources.", rich_help_panel=WORLD)
+    ] = False
+    questions: Annotated[
+        Path | None,
+        typer.Option(help='JSON Lines: {"question": …, "answers": […]}; then no worlds.', rich_help_panel=OWN),
+    ] = None
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option("--corpus", "-c", help="Files and folders to answer from. Repeatable.", rich_help_panel=OWN),
+    ] = None
+    index: Annotated[Path | None, typer.Option(help="An index made by `mia index`.", rich_help_panel=OWN)] = None
 
-    declared = [
-        inspect.Parameter(
-            one.name,
-            keyword,
-            default=inspect.Parameter.empty if one.name == "out" else one.default,
-            annotation=hints[one.name],
-        )
-        for one in fields(Options)
-    ]
-    taking.__name__ = command.__name__
-    taking.__doc__ = command.__doc__
-    taking.__module__ = command.__module__
-    signature = inspect.Signature([*own, *declared])
-    taking.__signature__ = signature  # type: ignore[attr-defined]
-    taking.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
-    return taking
+
+def takes_options(kind: type[Training]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command `(context, options, …)` take each option of a kind by its own name, beside those of its own."""
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = inspect.signature(command, eval_str=True).parameters
+        own = [one.replace(kind=keyword) for name, one in parameters.items() if name != "options"]
+        hints = get_type_hints(kind, include_extras=True)
+
+        def taking(**given: Any) -> None:
+            options = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
+            command(options=options, **given)
+
+        declared = [
+            inspect.Parameter(
+                one.name,
+                keyword,
+                default=inspect.Parameter.empty if one.name == "out" else one.default,
+                annotation=hints[one.name],
+            )
+            for one in fields(kind)
+        ]
+        taking.__name__ = command.__name__
+        taking.__doc__ = command.__doc__
+        taking.__module__ = command.__module__
+        signature = inspect.Signature([*own, *declared])
+        taking.__signature__ = signature  # type: ignore[attr-defined]
+        taking.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+        return taking
+
+    return decorated

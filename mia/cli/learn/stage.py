@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mia.learn.stages import StageResult
 
 
-@takes_options
+@takes_options(Options)
 def executor(context: typer.Context, options: Options) -> None:
     """Train the Executor beside a frozen Planner: to follow plans, to call tools rightly, to answer.
 
@@ -24,7 +24,7 @@ def executor(context: typer.Context, options: Options) -> None:
     _train("executor", context, options)
 
 
-@takes_options
+@takes_options(Options)
 def planner(context: typer.Context, options: Options) -> None:
     """Train the Planner beside a frozen Executor: to plan with memories, to see what is missing, to replan.
 

@@ -19,7 +19,7 @@ from mia.cli.learn.watching import Watch, watching
 from mia.errors import ConfigError, MissingExtra, require
 
 if TYPE_CHECKING:
-    from mia.cli.learn.options import Options
+    from mia.cli.learn.options import Options, Training
     from mia.cli.options import Shared
     from mia.config import Config, ModelSettings, ModelsSettings
     from mia.learn.sources import Exam, Source
@@ -68,7 +68,7 @@ async def train(
     named = {Role.PLANNER: wanted.planner, Role.EXECUTOR: wanted.executor}
     begins = {role: path for role, path in named.items() if path is not None} | dict(learnt)
     config = _config(wanted, shared)
-    models_settings = _models(config.models if wanted.questions else _world_models(wanted), stage.role, begins)
+    models_settings = _models(config.models if wanted.questions else world_models(wanted), stage.role, begins)
     own = models_settings.of(stage.role)
     if own.provider != "local":
         raise ConfigError(
@@ -76,7 +76,7 @@ async def train(
             wanted="a model that runs here",
             hint=f'--model FOLDER, or models.{stage.role.value}.provider = "local" with path',
         )
-    base, adapter = _beginning(own.path, begins.get(stage.role), config.learn.weights)
+    base, adapter = beginning(own.path, begins.get(stage.role), config.learn.weights)
     watch.begin(stage.name)
     async with AsyncExitStack() as resources:
         learner = Learner.open(
@@ -94,8 +94,8 @@ async def train(
         source, exam = await _questions(wanted, config, models, base, resources)
         page = {
             "base": learner.base,
-            "begins": {role.value: _digest(path) for role, path in sorted(begins.items())},
-            "models": _comparable(models_settings),
+            "begins": {role.value: digest(path) for role, path in sorted(begins.items())},
+            "models": comparable(models_settings),
         }
         result = await train_stage(
             stage,
@@ -105,15 +105,15 @@ async def train(
             folder,
             reward=build_reward(config.learn, stage.role, config.executor.tools, native=_native(config)),
             model=models.of(stage.role),
-            schedule=_schedule(wanted),
+            schedule=schedule(wanted),
             exam=exam,
             page=page,
-            trackers=_trackers(wanted, folder),
+            trackers=trackers(wanted, folder),
             on_progress=watch,
             stop=lambda: watch.stopping,
         )
     if result is not None:
-        _report(folder, result, read_metrics(folder))
+        report(folder, result, read_metrics(folder))
     return result
 
 
@@ -140,7 +140,7 @@ def _config(wanted: Options, shared: Shared) -> Config:
     return config
 
 
-def _schedule(wanted: Options) -> Schedule:
+def schedule(wanted: Training) -> Schedule:
     from mia.learn.stages import Schedule
 
     return Schedule(
@@ -153,7 +153,7 @@ def _schedule(wanted: Options) -> Schedule:
     )
 
 
-def _trackers(wanted: Options, folder: Path) -> list[Tracker]:
+def trackers(wanted: Training, folder: Path) -> list[Tracker]:
     """Raises MissingExtra before anything is trained."""
     from mia.learn.metrics import TensorBoardMetrics, WandbMetrics
 
@@ -170,7 +170,7 @@ def _trackers(wanted: Options, folder: Path) -> list[Tracker]:
 # ── models ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _world_models(wanted: Options) -> ModelsSettings:
+def world_models(wanted: Training) -> ModelsSettings:
     from mia.config import ModelsSettings
     from mia.world import preset
 
@@ -191,7 +191,7 @@ def _with_weights(settings: ModelSettings, path: Path) -> ModelSettings:
     return settings.model_copy(update={"adapter" if _is_adapter(path) else "path": str(path)})
 
 
-def _beginning(path: str, begin: Path | None, weights: str) -> tuple[str, Path | None]:
+def beginning(path: str, begin: Path | None, weights: str) -> tuple[str, Path | None]:
     """The base, and what the learner begins from where that is not the base itself. Raises ConfigError."""
     if begin is None:
         return path, None
@@ -218,13 +218,13 @@ def _is_adapter(folder: Path) -> bool:
     )
 
 
-def _digest(folder: Path) -> str:
+def digest(folder: Path) -> str:
     from mia.evals.ladder import digest
 
     return digest(folder)
 
 
-def _comparable(settings: ModelsSettings) -> dict[str, Any]:
+def comparable(settings: ModelsSettings) -> dict[str, Any]:
     """What of the models decides the outcome; weights are compared by their digests."""
     from mia.types import Role
 
@@ -267,7 +267,7 @@ async def _questions(
             exam = sources.TaskExam(tasks[:held_out], team)
     else:
         worlds = sources.Worlds(
-            first_seed=_first_unused(base) if wanted.first_seed is None else wanted.first_seed,
+            first_seed=first_unused(base) if wanted.first_seed is None else wanted.first_seed,
             streams=wanted.worlds or wanted.questions_per_step,
             questions=wanted.questions_per_world,
             hops=wanted.hops,
@@ -284,7 +284,7 @@ async def _questions(
     return source, exam
 
 
-def _first_unused(model: str) -> int:
+def first_unused(model: str) -> int:
     """The first training world that the warm-up of a model did not use, as its configuration tells; of a model that
     tells nothing, as if it had been made with the defaults."""
     from mia.learn.warmup.train import Recipe
@@ -304,7 +304,7 @@ def _first_unused(model: str) -> int:
 # ── when it is done ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _report(folder: Path, result: StageResult, rows: list[dict[str, Any]]) -> None:
+def report(folder: Path, result: StageResult, rows: list[dict[str, Any]]) -> None:
     """The report, and the curves; a training without matplotlib is none the worse."""
     from mia.learn.report import draw, write_report
 

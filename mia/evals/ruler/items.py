@@ -12,7 +12,7 @@ from mia.evals.ruler.haystacks import Haystack
 from mia.evals.ruler.tokens import CountTokens
 
 Measure = Literal["share", "lenient", "lenient_stated"]
-"""A name of `mia.evals.verifiers`: the share of references contained, or one of several references."""
+"""A name of `mia.judges.verifiers`: the share of references contained, or one of several references."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from mia.config import ModelSettings, ReaderSettings
-from mia.evals.verifiers import boxed, stated
+from mia.judges.verifiers import boxed, stated
 from mia.models import build_model
 from mia.models.base import Around, ChatModel, ChatReply, ChatRequest
 from mia.models.ledger import Ledger

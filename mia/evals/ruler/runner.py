@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mia.errors import BudgetExceeded, ContextOverflow, MiaError, ModelReplyError, ModelUnavailable
-from mia.evals import verifiers
 from mia.evals.ruler import suite
 from mia.evals.ruler.items import Item, Sources, Work
 from mia.evals.ruler.methods import Method
 from mia.evals.ruler.results import Result, ResultLog
 from mia.evals.run import first_error
+from mia.judges import verifiers
 from mia.models.ledger import Account, Budget, Ledger
 from mia.types import Usage
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mia.evals.verifiers import (
+from mia.judges.verifiers import (
     boxed,
     concluded,
     contained,
