@@ -180,7 +180,7 @@ class TestLearning:
         place.worlds = Worlds(1_000, streams=3, questions=20, staggered=False)
         place.stage = dataclasses.replace(PLANNER, line={"replan": "never"})
         result = await place.train(
-            tmp_path, reward=for_gazette, schedule=Schedule(steps=5, questions=3, save_every=100)
+            tmp_path, reward=for_gazette, schedule=Schedule(steps=7, questions=3, save_every=100)
         )
         assert result is not None
         rewards = [row["reward"] for row in read_metrics(tmp_path)]
