@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
 
 from mia.types import Citation, Episode, Stop, Usage, Verdict
 
@@ -40,12 +40,18 @@ class Problem(Reply):
     error: Error
 
 
+References = Annotated[
+    list[Annotated[str, StringConstraints(max_length=10_000)]],
+    Field(max_length=100, validation_alias=AliasChoices("references", "answers")),
+]
+
+
 class AskBody(Body):
     question: Text
     id: Id = ""
     """Of the question; empty: a hash of it, so that the same question has the same id."""
-    references: Annotated[list[Annotated[str, StringConstraints(max_length=10_000)]], Field(max_length=100)] = []
-    """Right answers, for the judge's eyes only."""
+    references: References = []
+    """Right answers, for the judge's eyes only; `answers`, as in the files of `mia run`, is taken too."""
     images: Annotated[list[str], Field(max_length=8)] = []
     """Images that the question is about, in base64."""
     caption: Annotated[str, StringConstraints(max_length=20_000)] = ""

@@ -69,6 +69,15 @@ def test_lines_are_taken_as_json_is(client: TestClient) -> None:
     assert finished(client, reply.json()["id"])["total"] == 2
 
 
+def test_a_file_of_the_command_line_is_a_job(client: TestClient) -> None:
+    """`mia run` reads right answers as `answers`."""
+    text = json.dumps({"id": "w-1", "question": "Who found Titan?", "answers": ["Huygens"]})
+    reply = client.post("/v1/jobs", content=text.encode(), headers={"content-type": "application/jsonl"})
+    assert reply.status_code == 202, reply.text
+    # It was judged, so the judge had them.
+    assert finished(client, reply.json()["id"])["judged"] == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "content"),
     [

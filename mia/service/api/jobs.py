@@ -22,7 +22,7 @@ from mia.service.core import Service
 from mia.service.durable import Job, JobState
 from mia.service.invalid import faults
 from mia.service.problems import NotFound
-from mia.service.schemas import PROBLEMS, AskBody, Body, Id, Reply, Text
+from mia.service.schemas import PROBLEMS, AskBody, Body, Id, References, Reply, Text
 from mia.types import Task
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
@@ -37,7 +37,7 @@ class JobQuestion(Body):
 
     question: Text
     id: Id = ""
-    references: Annotated[list[Annotated[str, Field(max_length=10_000)]], Field(max_length=100)] = []
+    references: References = []
     images: Annotated[list[str], Field(max_length=8)] = []
     caption: Annotated[str, Field(max_length=20_000)] = ""
 
