@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -372,7 +372,7 @@ class Durable:
         self, job: str, number: int, episode: Episode | None, error: str = "", *, accept_for: str = ""
     ) -> None:
         """What came of a question; in the same commit its episode is accepted for a scope, if one is named. References
-        are let go of once it is answered: what failed may be asked again."""
+        are let go of once it is answered: what failed may be asked again, with its keys blacked out."""
         episode = self._redactor.model(episode) if episode is not None else None
         answered = episode is not None and (episode.answer is not None or episode.withheld)
         state = ItemState.ANSWERED if answered else ItemState.FAILED
@@ -386,17 +386,20 @@ class Durable:
             ).fetchone()
             if row is None or row["state"] != ItemState.QUEUED:
                 return
-            task = row["task"]
+            task = Task.model_validate_json(row["task"])
+            question = self._redactor.model(_without_images(task.question))
             if answered:
-                asked = Task.model_validate_json(task).question
-                task = Task(question=self._redactor.model(_without_images(asked))).model_dump_json()
+                task = Task(question=question)
+            else:
+                question = question.model_copy(update={"images": task.question.images})
+                task = task.model_copy(update={"question": question})
             connection.execute(
                 "UPDATE items SET state = ?, task = ?, episode_id = ?, outcome = ?, answer = ?, error = ?, "
                 "prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?, cost = ? "
                 "WHERE job = ? AND number = ?",
                 (
                     state,
-                    task,
+                    task.model_dump_json(),
                     episode.id if episode else "",
                     outcome,
                     answer,
@@ -660,6 +663,10 @@ def _taken(path: Path, holder: bytes) -> HomeTaken:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        # What is kept is nobody else's on this machine. What cannot be made, SQLite explains.
+        with suppress(OSError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     return connection

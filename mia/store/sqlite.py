@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -539,6 +539,10 @@ def _kept(row: sqlite3.Row) -> KeptEpisode:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        # What is kept is nobody else's on this machine. What cannot be made, SQLite explains.
+        with suppress(OSError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     # Transactions are written out (isolation_level=None); threads are kept apart by the locks of the store.
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row

@@ -10,7 +10,7 @@ from memory.past import episode
 
 from mia.errors import HomeTaken, StoreError
 from mia.service.durable import Durable, ItemState, JobState
-from mia.types import Question, Task
+from mia.types import Image, Question, Task
 
 KEY = "sk-abcdefghijklmnopqrstuvwxyz0123456789ABCD"
 
@@ -45,6 +45,28 @@ def test_what_was_accepted_is_there_for_the_next_one(tmp_path: Path) -> None:
     second.close()
     with pytest.raises(StoreError, match="closed"):
         second.pending_count()
+
+
+def test_a_question_that_failed_is_asked_again_without_its_key(tmp_path: Path) -> None:
+    durable = Durable(tmp_path / "service.db")
+    asked = Question.of(f"Is {KEY} a key?").model_copy(update={"images": (Image.from_bytes(b"GIF8"),)})
+    job = durable.submit([Task(question=asked, references=("no",))], "default")
+    (due,) = durable.open_items(job.id)
+    durable.begin_job(job.id)
+    durable.finish_item(job.id, due.number, None, "the model is down")
+    durable.finish_job(job.id)
+    assert durable.retry_job(job.id) == 1
+    (again,) = durable.open_items(job.id)
+    assert KEY not in again.task.question.text
+    assert (again.task.question.images, again.task.references) == (asked.images, ("no",))
+    durable.close()
+    assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file modes of POSIX")
+def test_nobody_else_on_the_machine_can_read_it(tmp_path: Path) -> None:
+    Durable(tmp_path / "service.db").close()
+    assert (tmp_path / "service.db").stat().st_mode & 0o077 == 0
 
 
 def test_no_key_is_kept_but_in_a_question_that_is_still_to_be_asked(tmp_path: Path) -> None:

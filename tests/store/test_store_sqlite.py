@@ -39,6 +39,15 @@ from mia.types import Answer, MemoryKind, MemoryState, Outcome, Provenance, Revi
 # ── memories ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs file modes of POSIX")
+def test_nobody_else_on_the_machine_can_read_it(path: Path) -> None:
+    with open_store(path) as store:
+        insert(store, a_memory())
+        files = [file for file in path.parent.iterdir() if file.is_file()]
+        assert files
+        assert all(file.stat().st_mode & 0o077 == 0 for file in files)
+
+
 def test_every_field_survives_a_restart(path: Path) -> None:
     memory = a_memory(
         scope="tenant/project",
