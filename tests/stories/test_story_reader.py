@@ -48,7 +48,14 @@ def run(folder: Path, url: str, *more: str) -> subprocess.CompletedProcess[str]:
 def begin(folder: Path, url: str, chunks: int, *more: str) -> subprocess.Popen[str]:
     """A reading under way that has come at least so far."""
     process = subprocess.Popen(
-        command(url, *more), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(url, *more),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background of a shell are deaf to Ctrl-C, and so is what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
