@@ -422,8 +422,11 @@ class ServeSettings(Section):
     """The file of tokens that `mia token add` makes; empty: `tokens.json` in `home`."""
     max_body_mb: float = Field(default=16.0, gt=0)
     """Of a request, in millions of bytes."""
+    max_body_seconds: float = Field(default=30.0, gt=0)
+    """Until it is all there; who sends more slowly is answered with 408."""
     max_concurrency: int = Field(default=256, ge=1)
-    """Requests under way; more are sent away with 503 and told when to come again."""
+    """Requests under way; more are sent away with 503 and told when to come again. Where there are tokens, half of them
+    may be one token's; more of it are sent away with 429."""
     requests_per_minute: int = Field(default=0, ge=0)
     """Of one token; more are sent away with 429. 0: no limit."""
     max_seconds: float = Field(default=900.0, gt=0)

@@ -2,7 +2,7 @@
 
     ask:       answer (episode.py) → kept on the disk → replied → absorbed in the background
     remember:  kept on the disk → replied → stored in the background; or stored before the reply
-    job:       kept on the disk → answered question by question (jobs.py), whatever is restarted meanwhile
+    job:       kept on the disk → answered question by question (jobs.py), whatever is restarted or down meanwhile
 
 What fails in the background is tried again, later and later, and can be seen until then (`durable.pending`).
 
@@ -39,10 +39,11 @@ from mia.service.durable import Durable, Job, Pending
 from mia.service.erasing import CANARY, DURABLE, note_scope, places
 from mia.service.jobs import Jobs, Turn
 from mia.service.live import Ask, Live
+from mia.service.patience import Patience
 from mia.service.retrying import retry_when_due
 from mia.store import open_store
 from mia.team import StoreArchive, Team, budget, build_team, refuse_babble
-from mia.types import Episode, Memory, MemoryKind, Outcome, Role, Task, Verdict
+from mia.types import Episode, Memory, MemoryKind, Outcome, Role, StopReason, Task, Usage, Verdict
 
 if TYPE_CHECKING:
     from mia.learn.adapters import AdapterStore
@@ -133,6 +134,8 @@ class Service:
         self._jobs = Jobs(self.durable, self._answer_turn, at_once=config.run.concurrency)
         self._asking: set[asyncio.Task[Any]] = set()
         """Who waits for an answer."""
+        self._heard = 0
+        """Questions of jobs for which a model could be asked."""
         self._trying = 0
         """Questions that the learner answers at this moment."""
         self._settlings: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -632,11 +635,28 @@ class Service:
 
     async def _answer_turn(self, turn: Turn) -> None:
         """One question of a job, until what came of it is on the disk."""
-        episode, why, accept_for = await self._answer_due(turn)
+        patience = Patience(lambda: self._heard)
+        while True:
+            came = await self._answer_due(turn)
+            if not came.unreachable:
+                self._heard += 1
+                break
+            if (pause := patience.pause(in_part=came.usage.completion_tokens > 0)) is None:
+                break
+            log.warning("question %d of %s waits for a model: %s", turn.due.number, turn.job, came.why)
+            with contextlib.suppress(StoreError):
+                # Why it waits is only told; what matters is on the disk already.
+                await asyncio.to_thread(self.durable.put_off_item, turn.job, turn.due.number, came.why, came.usage)
+            await asyncio.sleep(pause)
         while True:
             try:
                 await asyncio.to_thread(
-                    self.durable.finish_item, turn.job, turn.due.number, episode, why, accept_for=accept_for
+                    self.durable.finish_item,
+                    turn.job,
+                    turn.due.number,
+                    came.episode,
+                    came.why,
+                    accept_for=came.accept_for,
                 )
                 break
             except StoreError as error:
@@ -645,8 +665,7 @@ class Service:
                 await asyncio.sleep(_BREATH)
         self._wake.set()
 
-    async def _answer_due(self, turn: Turn) -> tuple[Episode | None, str, str]:
-        """What came of a question, why there is no answer, and the scope for which it is still to be absorbed."""
+    async def _answer_due(self, turn: Turn) -> _Came:
         due, accept_for = turn.due, ""
         try:
             kept = await self.episode(due.episode_id)
@@ -663,17 +682,36 @@ class Service:
                         ask.episode = await self._answer(due.task, turn.scope, ask.id, turn.job, False, ask.tell)
                         accept_for = turn.scope
                 episode = ask.episode
+        except ModelUnavailable as error:
+            return _Came(None, error.got, unreachable=True)
         except MiaError as error:
-            return None, error.got, ""
+            return _Came(None, error.got)
         except Exception as error:  # noqa: BLE001 - what one question meets must not keep the others from being asked
             log.error("question %s of %s: %s", due.task.question.id, turn.job, self._told(error))
-            return None, f"a fault of the server ({type(error).__name__})", ""
-        why = ""
+            return _Came(None, f"a fault of the server ({type(error).__name__})")
+        why, unreachable = "", False
         if episode.withheld:
             why = "the answer is withheld: its support is weak"
         elif episode.answer is None and episode.stop is not None:
-            why = episode.stop.sentence
-        return episode, why, accept_for
+            why, unreachable = episode.stop.sentence, episode.stop.reason is StopReason.UNREACHABLE
+        return _Came(episode, why, accept_for, unreachable)
+
+
+@dataclass(frozen=True)
+class _Came:
+    """What came of a question of a job."""
+
+    episode: Episode | None
+    why: str
+    """There is no answer."""
+    accept_for: str = ""
+    """The scope for which the episode is still to be absorbed."""
+    unreachable: bool = False
+    """Whether the model could not be asked, so that a later try may be answered."""
+
+    @property
+    def usage(self) -> Usage:
+        return self.episode.total_usage if self.episode is not None else Usage()
 
 
 def _shown(episode: Episode) -> frozenset[str]:

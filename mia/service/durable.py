@@ -154,6 +154,8 @@ class Job:
     completion_tokens: int = 0
     cost: float | None = None
     """Of all its answers; None while there are none, or where a price is not known."""
+    waits: str = ""
+    """Why questions of it wait for their next try; empty: none does."""
 
     @property
     def total(self) -> int:
@@ -395,8 +397,8 @@ class Durable:
                 task = task.model_copy(update={"question": question})
             connection.execute(
                 "UPDATE items SET state = ?, task = ?, episode_id = ?, outcome = ?, answer = ?, error = ?, "
-                "prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?, cost = ? "
-                "WHERE job = ? AND number = ?",
+                "prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?, "
+                "cost = coalesce(cost, 0) + ? WHERE job = ? AND number = ?",
                 (
                     state,
                     task.model_dump_json(),
@@ -415,6 +417,17 @@ class Durable:
                 _put(connection, "absorb", episode.id, accept_for, self._page(episode))
 
         self._write(finish)
+
+    def put_off_item(self, job: str, number: int, why: str, usage: Usage) -> None:
+        """A question that waits for its next try: why, and what the last one cost. Raises StoreError."""
+        self._write(
+            lambda connection: connection.execute(
+                "UPDATE items SET error = ?, prompt_tokens = prompt_tokens + ?, "
+                "completion_tokens = completion_tokens + ?, cost = coalesce(cost, 0) + ? "
+                "WHERE job = ? AND number = ? AND state = 'queued'",
+                (why, usage.prompt_tokens, usage.completion_tokens, usage.cost, job, number),
+            )
+        )
 
     def finish_job(self, id: str) -> None:
         """Once nothing of it is left to answer."""
@@ -506,6 +519,9 @@ class Durable:
                 "GROUP BY state",
                 row["id"],
             )
+            waiting = self._select(
+                "SELECT error FROM items WHERE job = ? AND state = 'queued' AND error <> '' LIMIT 1", row["id"]
+            )
             costs = [one["cost"] for one in counted if one["cost"] is not None]
             priced = costs and not any(one["unpriced"] for one in counted)
             jobs.append(
@@ -521,6 +537,7 @@ class Durable:
                     sum(one["prompt_tokens"] for one in counted),
                     sum(one["completion_tokens"] for one in counted),
                     sum(costs) if priced else None,
+                    waiting[0]["error"] if waiting else "",
                 )
             )
         return tuple(jobs)

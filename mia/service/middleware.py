@@ -2,7 +2,7 @@
 
 Envelope   a request id, the metrics, the headers that protect a browser; a bug becomes a 500 without a traceback
 Guard      whose name it was asked under, where it comes from, who asks, how often
-Limits     how many at a time, how large, how long
+Limits     how many at a time, and of these how many from one token; how large, how long
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import re
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -191,8 +191,9 @@ class Guard:
         return left >= 1
 
 
-class _TooLarge(Exception):
-    """More came than may. Whoever reads the body may take it for a fault of his own; `Limits` knows better."""
+class _Refused(Exception):
+    """More came than may, or too slowly. Whoever reads the body may take it for a fault of his own; `Limits` knows
+    better."""
 
 
 class Limits:
@@ -202,54 +203,64 @@ class Limits:
         self._app = app
         self._settings = settings
         self._most_bytes = int(settings.max_body_mb * 1_000_000)
-        self._under_way = 0
+        self._under_way: Counter[str] = Counter()
+        """By principal."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in ("/healthz", "/readyz"):
             await self._app(scope, receive, send)
             return
-        id = scope["state"]["request_id"]
-        if self._under_way >= self._settings.max_concurrency:
-            message = f"{self._under_way} requests are under way; no more are taken for now."
-            body = problem(503, message, kind="Busy", hint="try again, or raise serve.max_concurrency", request_id=id)
-            await _send_json(send, 503, body, {"retry-after": "1"})
+        id, name = scope["state"]["request_id"], scope["state"]["principal"].name
+        if busy := self._busy(name):
+            status, kind, message = busy
+            body = problem(status, message, kind=kind, hint="try again, or raise serve.max_concurrency", request_id=id)
+            await _send_json(send, status, body, {"retry-after": "1"})
             return
+        most_mb, most_seconds = self._settings.max_body_mb, self._settings.max_body_seconds
         too_large = problem(
-            413,
-            f"the body is larger than {self._settings.max_body_mb:g} MB.",
-            kind="TooLarge",
-            hint="serve.max_body_mb",
-            request_id=id,
+            413, f"the body is larger than {most_mb:g} MB.", kind="TooLarge", hint="serve.max_body_mb", request_id=id
         )
         length = _header(scope, b"content-length")
         # Python reads no number of thousands of digits.
         if length and (not length.isdecimal() or len(length) > 18 or int(length) > self._most_bytes):
             await _send_json(send, 413, too_large, {"connection": "close"})
             return
-        taken, started, exceeded = 0, False, False
+        taken, whole, started = 0, False, False
+        refused: tuple[int, dict[str, Any]] | None = None
+        body_until = asyncio.get_running_loop().time() + most_seconds
 
         async def counted() -> Message:
-            nonlocal taken, exceeded
-            message = await receive()
+            nonlocal taken, whole, refused
+            try:
+                # Once the body is there, what comes next is that somebody hangs up.
+                async with asyncio.timeout_at(None if whole else body_until) as deadline:
+                    message = await receive()
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
+                said = f"the body was not there within {most_seconds:g} seconds."
+                refused = 408, problem(408, said, kind="TimedOut", hint="serve.max_body_seconds", request_id=id)
+                raise _Refused from None
             taken += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if taken > self._most_bytes:
-                exceeded = True
-                raise _TooLarge
+                refused = 413, too_large
+                raise _Refused
             return message
 
         async def noted(message: Message) -> None:
             nonlocal started
-            if exceeded and not started:
+            if refused and not started:
                 # What the app makes of it; the right answer comes below.
                 return
             started = True
             await send(message)
 
-        self._under_way += 1
+        self._under_way[name] += 1
         try:
             async with asyncio.timeout(self._settings.max_seconds) as deadline:
                 await self._app(scope, counted, noted)
-        except _TooLarge:
+        except _Refused:
             pass
         except TimeoutError:
             if not deadline.expired():
@@ -259,9 +270,22 @@ class Limits:
                 body = problem(504, message, kind="TimedOut", hint="serve.max_seconds; or a job", request_id=id)
                 await _send_json(send, 504, body)
         finally:
-            self._under_way -= 1
-        if exceeded and not started:
-            await _send_json(send, 413, too_large, {"connection": "close"})
+            self._under_way[name] -= 1
+            if not self._under_way[name]:
+                del self._under_way[name]
+        if refused and not started:
+            status, body = refused
+            await _send_json(send, status, body, {"connection": "close"})
+
+    def _busy(self, name: str) -> tuple[int, str, str] | None:
+        """Why no more is taken from this principal for now: status, kind and sentence. Where there are tokens, none of
+        them holds more than half of the places, nor do all together who come without one (they may log in)."""
+        most, under_way = self._settings.max_concurrency, self._under_way.total()
+        if under_way >= most:
+            return 503, "Busy", f"{under_way} requests are under way; no more are taken for now."
+        if name != LOCAL.name and self._under_way[name] >= max(1, most // 2):
+            return 429, "RateLimited", f"{self._under_way[name]} requests of this token are under way."
+        return None
 
 
 def _header(scope: Scope, name: bytes) -> str:

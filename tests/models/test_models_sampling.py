@@ -64,8 +64,14 @@ def ask(sampler: Sampler, prompt: tuple[int, ...], max_tokens: int = 8, **option
 @contextlib.contextmanager
 def together(sampler: Sampler) -> Iterator[None]:
     """What is asked inside joins the batch at the same time."""
-    ready = threading.Event()
-    sampler.call(lambda: ready.wait(30))
+    held, ready = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        ready.wait(30)
+
+    sampler.call(hold)
+    assert held.wait(30)
     yield
     ready.set()
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listening import until
 from service_team import RIGHT, make_service, says
 from starlette.testclient import TestClient
 
 from mia import statistics
-from mia.errors import ModelUnavailable
+from mia.errors import ContextOverflow, ModelUnavailable
 from mia.models.base import ChatRequest
+from mia.service import patience
 from mia.service.app import create_app
 
 
@@ -128,18 +130,75 @@ def test_what_failed_says_why_and_is_asked_again_with_its_references(tmp_path: P
     down = True
 
     def answers(request: ChatRequest) -> Any:
-        return ModelUnavailable("the endpoint is down.") if down else says(request)
+        return ContextOverflow("the prompt is too long.") if down else says(request)
 
     with TestClient(create_app(make_service(tmp_path, answers=answers))) as client:
         id = client.post("/v1/jobs", json={"questions": questions(3)}).json()["id"]
         assert finished(client, id)["counts"] == {"failed": 3}
         results = client.get(f"/v1/jobs/{id}/results").json()["results"]
-        assert all("down" in item["error"] for item in results)
+        assert all("too long" in item["error"] for item in results)
         down = False
         client.post(f"/v1/jobs/{id}/retry")
         job = finished(client, id)
         assert job["counts"] == {"answered": 3}
         assert job["correct"] == 3
+
+
+def test_a_job_waits_for_an_endpoint_that_is_down_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST", 0.05)
+    down = True
+
+    def answers(request: ChatRequest) -> Any:
+        return ModelUnavailable("the endpoint is down.") if down else says(request)
+
+    service = make_service(tmp_path, answers=answers)
+    with TestClient(create_app(service)) as client:
+        id = client.post("/v1/jobs", json={"questions": questions(12)}).json()["id"]
+        until(lambda: "down" in client.get(f"/v1/jobs/{id}").json()["waits"])
+        job = client.get(f"/v1/jobs/{id}").json()
+        assert (job["state"], job["counts"]) == ("running", {"queued": 12})
+        assert "the endpoint is down" in client.get(f"/queue/jobs/{id}").text
+        first = client.get(f"/v1/jobs/{id}/results").json()["results"][0]
+        assert (first["state"], first["episode_id"], "down" in first["error"]) == ("queued", "", True)
+        down = False
+        job = finished(client, id)
+        assert (job["counts"], job["correct"], job["waits"]) == ({"answered": 12}, 12, "")
+        # Each is answered once, and nothing of the tries before is left.
+        assert len(client.get("/v1/episodes", params={"limit": 100}).json()["episodes"]) == 12
+        results = client.get(f"/v1/jobs/{id}/results").json()["results"]
+        assert not any(item["error"] for item in results)
+
+
+def test_a_job_that_waits_can_be_cancelled_and_goes_on_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(request: ChatRequest) -> Any:
+        return ModelUnavailable("the endpoint is down.")
+
+    with TestClient(create_app(make_service(tmp_path, answers=down))) as client:
+        ids = [client.post("/v1/jobs", json={"questions": questions(2)}).json()["id"] for _ in range(2)]
+        until(lambda: all(client.get(f"/v1/jobs/{id}").json()["waits"] for id in ids))
+        assert client.post(f"/v1/jobs/{ids[0]}/cancel").json()["counts"] == {"cancelled": 2}
+    with TestClient(create_app(make_service(tmp_path))) as client:
+        assert finished(client, ids[1])["counts"] == {"answered": 2}
+        assert client.get(f"/v1/jobs/{ids[0]}").json()["counts"] == {"cancelled": 2}
+
+
+def test_a_question_that_alone_cannot_be_put_keeps_no_job_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "LONGEST", 0.01)
+
+    def answers(request: ChatRequest) -> Any:
+        if any("cursed" in message.content for message in request.messages):
+            return ModelUnavailable("this one never.")
+        return says(request)
+
+    with TestClient(create_app(make_service(tmp_path, answers=answers, run__concurrency=2))) as client:
+        asked = [{"question": "a cursed question?"}, *questions(40)]
+        id = client.post("/v1/jobs", json={"questions": asked}).json()["id"]
+        assert finished(client, id)["counts"] == {"answered": 40, "failed": 1}
+        assert client.get(f"/v1/jobs/{id}/results").json()["results"][0]["error"] == "this one never."
 
 
 def test_a_fault_of_one_question_leaves_the_others_alone(tmp_path: Path) -> None:
@@ -214,9 +273,9 @@ def test_what_failed_is_asked_again_while_the_rest_of_the_job_is_under_way(tmp_p
         if request.purpose == "plan":
             asked.append(request.messages[-1].content)
             if "mend 0" in asked[-1] and sum("mend 0" in one for one in asked) == 1:
-                return ModelUnavailable("the endpoint is down.")
+                return ContextOverflow("the endpoint is down.")
         if request.purpose == "execute" and "mend 0" in request.messages[1].content and len(asked) < 2:
-            return ModelUnavailable("the endpoint is down.")
+            return ContextOverflow("the endpoint is down.")
         return says(request)
 
     with TestClient(create_app(make_service(tmp_path, answers=answers, delay=0.02, run__concurrency=1))) as client:

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -133,6 +133,34 @@ def test_more_than_so_many_at_once_are_told_to_come_again(tmp_path: Path) -> Non
         assert client.post("/v1/ask", json={"question": QUESTION}).status_code == 200
 
 
+def test_one_token_takes_half_of_the_places_and_no_more(tmp_path: Path) -> None:
+    """Whoever holds places with bodies that never come, logged in or not, keeps nobody else out."""
+    service = make_service(tmp_path / "home", serve__max_concurrency=6)
+    path = tokens_path(service.config)
+    ann, ben = (f"Authorization: Bearer {add_token(path, one, scope=None, days=None)}" for one in ("ann", "ben"))
+    body = b'{"question": "Titan?"}'
+    with listening(service, http=PunctualProtocol) as url, ExitStack() as held:
+
+        def status(path: str, *lines: str) -> int:
+            with connected(url) as connection:
+                connection.sendall(head(url, path, *lines, f"Content-Length: {len(body)}", "Connection: close") + body)
+                return int(received(connection).split()[1])
+
+        def hold(path: str, *lines: str, form: bool = False) -> None:
+            begin = head(url, path, *lines, "Content-Length: 100")
+            if form:
+                begin = begin.replace(b"application/json", b"application/x-www-form-urlencoded")
+            for _ in range(3):
+                held.enter_context(connected(url)).sendall(begin + b"{")
+
+        assert status("/v1/recall", ann) == 200
+        hold("/v1/recall", ann)
+        until(lambda: status("/v1/recall", ann) == 429)
+        assert status("/v1/recall", ben) == 200
+        hold("/login", form=True)
+        until(lambda: status("/v1/recall", ben) == 503)
+
+
 # ── too long ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -151,6 +179,30 @@ def test_a_body_that_comes_too_slowly_is_broken_off(tmp_path: Path) -> None:
     with listening(service, http=PunctualProtocol) as url, connected(url) as connection:
         connection.sendall(head(url, "/v1/recall", "Content-Length: 100") + b"{")
         assert received(connection).startswith(b"HTTP/1.1 504")
+
+
+@pytest.mark.parametrize("pieces", [0, 100])
+def test_a_body_that_is_not_there_in_time_is_waited_for_no_longer(tmp_path: Path, pieces: int) -> None:
+    """Nor is one that drips: what counts is when all of it is there."""
+    service = make_service(tmp_path, serve__max_body_seconds=0.5)
+    with listening(service, http=PunctualProtocol) as url, connected(url) as connection:
+        connection.sendall(head(url, "/v1/recall", "Content-Length: 1000") + b"{")
+        begun = time.monotonic()
+        try:
+            for _ in range(pieces):
+                connection.sendall(b" ")
+                time.sleep(0.02)
+        except OSError:
+            pass
+        reply = received(connection)
+        assert time.monotonic() - begun < 5
+        assert reply == b"" or reply.startswith(b"HTTP/1.1 408"), reply[:300]
+        assert reply or pieces
+
+
+def test_work_may_take_longer_than_a_body(tmp_path: Path) -> None:
+    with client_of(make_service(tmp_path, delay=0.6, serve__max_body_seconds=0.3)) as client:
+        assert client.post("/v1/ask", json={"question": QUESTION}).status_code == 200
 
 
 @pytest.mark.parametrize("said", [b"", b"POST /v1/rec", b"POST /v1/recall HTTP/1.1\r\nHost: localhost\r\n"])

@@ -67,6 +67,8 @@ class JobReply(Reply):
     completion_tokens: int
     cost: float | None
     """In US dollars; None where a price is not known."""
+    waits: str
+    """Why questions of it wait for their next try, e.g. for an endpoint that is down; empty: none does."""
 
     @classmethod
     def of(cls, job: Job) -> JobReply:
@@ -86,6 +88,7 @@ class JobReply(Reply):
             prompt_tokens=job.prompt_tokens,
             completion_tokens=job.completion_tokens,
             cost=job.cost,
+            waits=job.waits,
         )
 
 
@@ -109,7 +112,7 @@ class ItemReply(Reply):
     """Of the verdict; empty: none."""
     answer: str | None
     error: str
-    """Why there is no answer."""
+    """Why there is no answer; while it is queued, why the last try of it could not be put to the model."""
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
