@@ -72,13 +72,15 @@ def embedded_default(config: Config) -> Config | None:
     from mia.world import preset
 
     memory = config.memory.model_copy(update={"path": ""})
-    return config.model_copy(
-        update={
-            "home": config.home / WORLD_FOLDER,
-            "models": _models(config),
-            "search": _filled(config.search.model_copy(update={"engine": "world"}), k=preset.PASSAGES),
-            "memory": _filled(memory, **preset.MEMORY),
-        }
+    return embedded_reader(
+        config.model_copy(
+            update={
+                "home": config.home / WORLD_FOLDER,
+                "models": _models(config),
+                "search": _filled(config.search.model_copy(update={"engine": "world"}), k=preset.PASSAGES),
+                "memory": _filled(memory, **preset.MEMORY),
+            }
+        )
     )
 
 

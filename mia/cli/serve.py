@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import signal
 import socket
@@ -111,7 +112,8 @@ def _serve(config: Config) -> None:
         app = create_app(service)
         address = _address(listening)
         service.durable.listens_at(address)
-        output.note(f"MIA listens at {address}   (dashboard; /docs, /v1, /mcp)   home: {Path(config.home)}")
+        everywhere = " and every other address of this machine" if _is_any(listening) else ""
+        output.note(f"MIA listens at {address}{everywhere}   (dashboard; /docs, /v1, /mcp)   home: {Path(config.home)}")
         if not gate.closed:
             output.note("Whoever is on this machine may ask; `mia token add NAME` asks for a token.")
         # Faults are logged by our own middleware, without secrets; the rest is what clients do wrong.
@@ -183,6 +185,14 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _is_any(listening: socket.socket) -> bool:
+    """Whether it listens at all addresses, and so at none that could be typed."""
+    return ipaddress.ip_address(listening.getsockname()[0]).is_unspecified
+
+
 def _address(listening: socket.socket) -> str:
+    """One at which this machine reaches it."""
     host, port = listening.getsockname()[:2]
+    if _is_any(listening):
+        host = "::1" if ":" in host else "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

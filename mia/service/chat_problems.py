@@ -16,10 +16,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import ConfigDict
+from starlette.exceptions import HTTPException
 
 from mia.errors import ConfigError, MiaError
 from mia.service.invalid import faults
-from mia.service.problems import NotFound, answer_of, invalid_request, request_id
+from mia.service.problems import NotFound, answer_of, invalid_request, refused_request, request_id
 from mia.service.schemas import PROBLEMS, Reply
 
 
@@ -80,6 +81,9 @@ class OpenAIRoute(APIRoute):
                 first = faults(error.errors())[0]
                 code = "missing_required_parameter" if first.kind == "missing" else "invalid_value"
                 return JSONResponse(_body(422, said, param=first.place or None, code=code), 422)
+            except HTTPException as error:
+                said = refused_request(request, error)["error"]
+                return JSONResponse(_body(error.status_code, said, param=None, code="invalid_value"), error.status_code)
 
         return handled
 

@@ -6,6 +6,7 @@ No value is repeated: it may be a secret, or no text at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,11 @@ def faults(errors: Sequence[Mapping[str, Any]]) -> list[Wrong]:
         if known is None:
             if len(found) < MOST:
                 found[one.where] = one
+        elif one.kind in _BOUNDS and known.kind not in _BOUNDS:
+            # Of the right kind, and only too much or too little: the other kinds are beside the point.
+            found[one.where] = one
+        elif known.kind in _BOUNDS and one.kind not in _BOUNDS:
+            continue
         elif one.wanted and one.wanted not in known.wanted.split(" or "):
             wanted = f"{known.wanted} or {one.wanted}" if known.wanted else one.wanted
             found[one.where] = Wrong(one.where, known.kind, known.got, wanted)
@@ -100,6 +106,8 @@ def _read(error: Mapping[str, Any]) -> Wrong:
         return Wrong(where[:1], kind, f"the body is no JSON ({_plain(context.get('error', ''))}).", "JSON")
     if kind in ("literal_error", "enum"):
         return Wrong(where, kind, f"{name} is none of its possible values.", _plain(context["expected"]))
+    if kind in _BOUNDS and not _is_finite(error.get("input")):
+        return Wrong(where, kind, f"{name} is no finite number.", _WANTED["finite_number"])
     if kind in _BOUNDS:
         bound, beyond, wanted = _BOUNDS[kind]
         if kind == "string_too_short" and context[bound] == 1:
@@ -116,6 +124,10 @@ def _read(error: Mapping[str, Any]) -> Wrong:
         # A sentence of our own.
         return Wrong(where, kind, f"{said[:1].lower()}{said[1:]}.", "")
     return Wrong(where, kind, f"{name} is wrong.", said.removeprefix("Input should be "))
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _where(error: Mapping[str, Any]) -> tuple[str | int, ...]:

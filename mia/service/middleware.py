@@ -141,8 +141,10 @@ class Guard:
         scope["state"]["principal"] = principal
         if not public and not self._admits(principal):
             most = self._settings.requests_per_minute
-            body = problem(429, f"more than {most} requests a minute.", kind="RateLimited", request_id=id)
-            await _send_json(send, 429, body, {"retry-after": str(math.ceil(60 / most))})
+            message, pause = f"more than {most} requests a minute.", math.ceil(60 / most)
+            hint = f"try again in {pause} s, or raise serve.requests_per_minute"
+            body = problem(429, message, kind="RateLimited", hint=hint, request_id=id)
+            await _send_json(send, 429, body, {"retry-after": str(pause)})
             return
         await self._app(scope, receive, send)
 

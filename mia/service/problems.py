@@ -115,9 +115,18 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        hint = "GET /docs lists what there is" if error.status_code in (404, 405) else ""
-        body = problem(error.status_code, str(error.detail), hint=hint, request_id=request_id(request))
-        return JSONResponse(body, error.status_code, error.headers)
+        return JSONResponse(refused_request(request, error), error.status_code, error.headers)
+
+
+def refused_request(request: Request, error: HTTPException) -> dict[str, Any]:
+    """The body for a request that no route takes, or whose body FastAPI could not read."""
+    status, id = error.status_code, request_id(request)
+    if status == 400:
+        # Nested too deep, no UTF-8, a number of thousands of digits: JSON that is merely torn is a 422.
+        wanted = "JSON in UTF-8, nested no deeper than a hundred levels, with numbers of a usual length"
+        return problem(400, "the body cannot be read.", wanted=wanted, hint="GET /docs", request_id=id)
+    hint = "GET /docs lists what there is" if status in (404, 405) else ""
+    return problem(status, str(error.detail), hint=hint, request_id=id)
 
 
 def invalid_request(request: Request, error: RequestValidationError) -> dict[str, Any]:

@@ -52,6 +52,9 @@ def test_with_nothing_configured_every_role_is_the_embedded_model_in_a_home_of_i
     assert memory.coverage_weight == preset.MEMORY["coverage_weight"]
     assert config.line.max_reflections == 1
     assert config.store_path == Path(".mia/world/memory.db")
+    # A long text fits its window, for whoever asks it to read (`read_document` of MCP).
+    assert config.reader.chunk_tokens == preset.READER["chunk_tokens"]
+    assert config.reader.memory_tokens == preset.READER["memory_tokens"]
 
 
 def test_the_page_is_one_that_the_configuration_itself_accepts() -> None:

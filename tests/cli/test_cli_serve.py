@@ -185,7 +185,9 @@ def test_ctrl_c_says_what_is_finished_and_a_second_one_ends_at_once(tmp_path: Pa
 def test_with_nothing_configured_a_token_counts_too(tmp_path: Path) -> None:
     add = [sys.executable, "-m", "mia", "token", "add", "ann"]
     token = subprocess.run(add, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
-    with served(tmp_path, settings="") as (_, address):
+    # At all addresses: the one that is said is one that can be typed.
+    with served(tmp_path, "--host", "0.0.0.0", settings="") as (_, address):
+        assert address.startswith("http://127.0.0.1:")
         ready(address)
         for given, status in ((None, 401), ("mia_wrong", 401), (token, 200)):
             headers = {"Authorization": f"Bearer {given}"} if given else {}

@@ -288,6 +288,7 @@ def test_saved_cleared_and_loaded(served: Served) -> None:
     home = served.service.config.home
     # The reference's client names a full path of its own machine.
     assert served.post("/save_memory", {"save_path": "/data/out/run-1/memory.jsonl"}) == {"status": "success"}
+    assert (home / "exports").stat().st_mode & 0o077 == 0
     lines = (home / "exports" / "memory.jsonl").read_text().splitlines()
     assert {json.loads(line)["memory"]["id"] for line in lines[1:]} == known.keys()
     assert not list(Path("/data/out").glob("run-1")) if Path("/data/out").exists() else True

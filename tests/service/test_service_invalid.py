@@ -99,6 +99,26 @@ def test_a_body_that_is_no_json_is_told_so(client: TestClient) -> None:
     assert (error["message"], error["wanted"]) == ("the body is no JSON (Expecting value).", "JSON")
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"question": "\xff\xfe"}', b'{"question": ' + b"9" * 6_000 + b"}"])
+def test_a_body_that_cannot_even_be_read_is_told_so_in_the_form_of_its_path(client: TestClient, body: bytes) -> None:
+    reply = client.post("/v1/ask", content=body, headers=JSON)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["message"]) == (400, "the body cannot be read.")
+    assert error["wanted"].startswith("JSON in UTF-8")
+    reply = client.post("/v1/chat/completions", content=body, headers=JSON)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["message"].startswith("the body cannot be read. Wanted: JSON in UTF-8")
+
+
+def test_a_number_that_is_none_and_a_list_that_is_too_long_are_told_as_such(client: TestClient) -> None:
+    error = told(client, "POST", "/v1/recall", content=b'{"question": "q", "floor": NaN}', headers=JSON)
+    assert (error["message"], error["wanted"]) == ("'floor' is no finite number.", "a number that is finite")
+    # It could have been a text, too; what came was a list.
+    reply = client.post("/v1/embeddings", json={"model": "mia", "input": ["text"] * 2_049})
+    assert "'input' is too long. Wanted: 2,048 entries at most." in reply.json()["error"]["message"]
+
+
 def test_a_kind_of_fault_that_nobody_thought_of_is_told_too() -> None:
     error = {"type": "url_parsing", "loc": ("body", "url"), "msg": "Input should be a valid URL, x", "input": "secret"}
     (wrong,) = faults([error])

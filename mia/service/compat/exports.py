@@ -109,11 +109,13 @@ def folder_of(scope: str) -> str:
 
 def _place(config: Config, scope: str, name: str) -> Path:
     """Raises RecordError for a name that is taken by anything but a file, StoreError."""
-    folder = config.home / FOLDER
-    if scope != config.memory.scope:
-        folder /= folder_of(scope)
+    exports = config.home / FOLDER
+    folder = exports if scope == config.memory.scope else exports / folder_of(scope)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # What is in memory.db may be read by its owner alone, and so may what was taken out of it.
+        exports.mkdir(mode=0o700, parents=True, exist_ok=True)
+        exports.chmod(0o700)
+        folder.mkdir(exist_ok=True)
         path = folder / plain_name(name)
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise RecordError("this name is taken by something that is no file.", wanted="another name")
