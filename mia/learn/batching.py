@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ class Row:
     advantage: float
     rollout: int
     """The number of its rollout among those given."""
+    count: int = 1
+    """How many conversations it stands for (`merge`)."""
 
     @property
     def width(self) -> int:
@@ -57,6 +59,8 @@ class Lot:
     """[rows, learned]: the sampler's logprobs; 0 where there is no token."""
     advantages: NDArray[numpy.float32]
     """[rows]"""
+    counts: NDArray[numpy.float32]
+    """[rows]: how many conversations each stands for."""
 
 
 def make_rows(
@@ -93,6 +97,27 @@ def make_rows(
             logprobs = numpy.array(conversation.logprobs, dtype=numpy.float32)[places]
             rows.append(Row(ids, places, logprobs, float(advantage), number))
     return rows, dict(dropped)
+
+
+def merge(rows: Sequence[Row], *, rounding: float) -> list[Row]:
+    """The rows without their repetitions, in their order; each counts as often as it came.
+
+    Tries of a question often say the same, word for word, and what they teach is then the same: it goes through the
+    network once. Equal are rows of the same tokens and the same advantage whose logprobs, as the sampler gave them,
+    differ by less than `rounding`.
+    """
+    places: dict[tuple[bytes, bytes, float], list[int]] = {}
+    merged: list[Row] = []
+    for row in rows:
+        alike = places.setdefault((row.ids.tobytes(), row.places.tobytes(), row.advantage), [])
+        for place in alike:
+            if float(numpy.abs(merged[place].logprobs - row.logprobs).max()) < rounding:
+                merged[place] = replace(merged[place], count=merged[place].count + row.count)
+                break
+        else:
+            alike.append(len(merged))
+            merged.append(row)
+    return merged
 
 
 def make_lots(rows: Sequence[Row], *, budget: int, overhead: int) -> list[list[Row]]:
@@ -155,4 +180,5 @@ def pad(rows: Sequence[Row]) -> Lot:
         mask=mask,
         sampled=sampled,
         advantages=numpy.array([row.advantage for row in rows], dtype=numpy.float32),
+        counts=numpy.array([row.count for row in rows], dtype=numpy.float32),
     )

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from mia.config import LearnSettings
 from mia.errors import ConfigError, LearnError, require
 from mia.learn.advantages import Advantages, advantages, successes
-from mia.learn.batching import Row, make_rows, pad, share
+from mia.learn.batching import Row, make_rows, merge, pad, share
 from mia.learn.objective import aggregate, importance, k3, policy_terms
 from mia.learn.policy import Policy, Tensors, synchronise
 from mia.learn.rollouts import Rollout
@@ -345,7 +345,7 @@ class Learner:
     def _plan(self, rows: Sequence[Row]) -> _Plan:
         rank, ranks = _place()
         lots = share(
-            rows,
+            merge(rows, rounding=_ROUNDING),
             budget=self.settings.batch_tokens,
             overhead=_OVERHEAD.get(self._policy.device.type, _OVERHEAD["cuda"]),
             rank=rank,
@@ -421,11 +421,16 @@ class Learner:
             dual_clip=settings.dual_clip or None,
         )
 
+        # A row that stands for several conversations weighs as much as they do.
+        counts = tensors.counts[:, None].expand_as(logprobs)
+
         def mean(values: torch.Tensor) -> torch.Tensor:
-            return aggregate(values, tensors.mask, settings.aggregate, tokens=plan.tokens, sequences=plan.conversations)
+            return aggregate(
+                values * counts, tensors.mask, settings.aggregate, tokens=plan.tokens, sequences=plan.conversations
+            )
 
         def total(values: torch.Tensor) -> torch.Tensor:
-            return (values * tensors.mask).sum()
+            return (values * counts * tensors.mask).sum()
 
         policy = mean(terms.loss * weights)
         divergence = policy.new_zeros(())
@@ -436,7 +441,7 @@ class Learner:
         return loss, [
             policy,
             divergence,
-            entropy.sum(),
+            (entropy * counts[tensors.mask]).sum(),
             total(terms.clipped_low),
             total(terms.clipped_high),
             total(terms.dual_clipped),

@@ -42,6 +42,7 @@ class Tensors:
     mask: torch.Tensor
     sampled: torch.Tensor
     advantages: torch.Tensor
+    counts: torch.Tensor
 
 
 class Policy:
@@ -111,7 +112,7 @@ class Policy:
     def tensors(self, lot: Lot) -> Tensors:
         import torch
 
-        arrays = (lot.inputs, lot.seen, lot.targets, lot.mask, lot.sampled, lot.advantages)
+        arrays = (lot.inputs, lot.seen, lot.targets, lot.mask, lot.sampled, lot.advantages, lot.counts)
         return Tensors(*(torch.from_numpy(array).to(self.device) for array in arrays))
 
     def logprobs(self, lot: Tensors) -> tuple[torch.Tensor, torch.Tensor]:

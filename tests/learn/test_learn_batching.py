@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from mia.errors import LearnError
-from mia.learn.batching import EMPTY, Row, make_lots, make_rows, pad, share
+from mia.learn.batching import EMPTY, Row, make_lots, make_rows, merge, pad, share
 from mia.learn.rollouts import Conversation, Rollout
 
 
@@ -56,6 +57,30 @@ def test_tokens_of_another_model_are_refused(token: int, told: str) -> None:
     assert raised.value.wanted == "tokens from 0 to 8"
     with pytest.raises(LearnError, match="1 rollouts came with 0 advantages"):
         make_rows([one], [], limit=None, vocabulary=9)
+
+
+def test_rows_that_repeat_one_another_become_one_that_counts() -> None:
+    first, other = row(5), row(7)
+    close = replace(first, logprobs=first.logprobs + numpy.float32(4e-4), rollout=1)
+    far = replace(first, logprobs=first.logprobs + numpy.float32(4e-3), rollout=2)
+    better = replace(first, advantage=2.0, rollout=3)
+    places = replace(first, places=first.places - 1, rollout=4)
+    merged = merge([first, other, close, far, better, places, first], rounding=1e-3)
+    assert [(one.rollout, one.width, one.count) for one in merged] == [
+        (0, 5, 3), (0, 7, 1), (2, 5, 1), (3, 5, 1), (4, 5, 1)
+    ]  # fmt: skip
+    assert merge(merged, rounding=1e-3) == merged
+    assert pad(merged).counts.tolist() == [3, 1, 1, 1, 1]
+
+
+@given(some.lists(some.tuples(some.integers(1, 3), some.integers(0, 2)), max_size=30))
+def test_no_row_is_lost_where_some_are_merged(shapes: list[tuple[int, int]]) -> None:
+    rows = [replace(row(width), advantage=float(advantage)) for width, advantage in shapes]
+    merged = merge(rows, rounding=1e-3)
+    assert sorted((one.width, one.advantage) for one in merged for _ in range(one.count)) == sorted(
+        (one.width, one.advantage) for one in rows
+    )
+    assert len(merged) == len({(one.width, one.advantage) for one in rows})
 
 
 @given(some.lists(some.integers(1, 60), max_size=40), some.integers(1, 200), some.integers(0, 100))

@@ -176,6 +176,27 @@ def test_micro_batches_add_up_to_the_whole(kind: str, aggregate: str, tmp_path: 
         assert (done.tokens, done.conversations) == (first.tokens, first.conversations)
 
 
+@pytest.mark.parametrize("aggregate", ["token-mean", "sequence-mean"])
+def test_what_tries_repeat_is_read_once_and_weighs_as_often(aggregate: str, llama: str) -> None:
+    first, second = sampled(llama, made_up(2), noise=0.5)
+    settings = LearnSettings(weights="full", kl=0.3, aggregate=aggregate, dual_clip=1.5)
+    rollouts, values = [first, second, first, first, first], [1.5, -2.0, 1.5, 0.5, 1.5]
+    loss, expected = plainly(llama, rollouts, values, settings)
+    learner = Learner.open(llama, settings)
+    done = learner.forward_backward(rollouts, values)
+    assert done.loss == pytest.approx(loss, abs=1e-5)
+    for name, value in learner._policy.parameters.items():
+        assert torch.allclose(value.grad, expected[name], atol=1e-5 * max(1.0, float(expected[name].abs().max()))), name
+    once = Learner.open(llama, settings).forward_backward([first, second, first], [1.5, -2.0, 0.5])
+    assert done.read_tokens == once.read_tokens
+    assert done.conversations == sum(len(one.conversations) for one in rollouts)
+    # What is told of the tokens is told of all of them.
+    alone = Learner.open(llama, settings).forward_backward([first] * 4, [1.5] * 4)
+    single = Learner.open(llama, settings).forward_backward([first], [1.5])
+    for name in ("loss", "entropy", "clipped_low", "clipped_high", "moved", "weight"):
+        assert getattr(alone, name) == pytest.approx(getattr(single, name), abs=1e-6), name
+
+
 def test_calls_before_a_step_add_up(llama: str) -> None:
     rollouts = sampled(llama, made_up(6))
     learner = Learner.open(llama, LearnSettings(**FLAT))
