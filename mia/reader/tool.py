@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from mia.models.ledger import Ledger
 from mia.prompt import defuse
 from mia.reader.read import Reader, Reading
 from mia.reader.texts import TextSource
-from mia.search.documents import find_files
+from mia.search.documents import find_files, find_row
 from mia.tools.base import BadArguments, Tool, ToolContext
 from mia.tools.fetch import FetchTool
 from mia.types import Observation, Passage, Question, Role
@@ -78,20 +80,18 @@ class ReadTool:
         source, question = _read_arguments(arguments)
         if source.lower().startswith(("http://", "https://")):
             fetched = await self._pages.page(source)
-            title, address, whole = fetched.page.title, fetched.address, fetched.page.whole
-            make: Callable[[], TextSource] = lambda: TextSource.of(fetched.page.text, address)  # noqa: E731
+            page = fetched.page
+            text = _Text(page.title, fetched.address, lambda: TextSource.of(page.text, fetched.address), page.whole)
         else:
-            path = await asyncio.to_thread(self._document, source)
-            title, address, whole = path.name, source.partition("#")[0], True
-            make = lambda: TextSource.open([path])  # noqa: E731
-        reading = await _read(self._reader, make, question, context)
-        return _observation(reading, title, address, whole=whole)
+            text = await asyncio.to_thread(self._document, source)
+        reading = await _read(self._reader, text.open, question, context)
+        return _observation(reading, text.title, text.address, whole=text.whole)
 
     async def close(self) -> None:
         await self._pages.close()
 
-    def _document(self, source: str) -> Path:
-        """The file of a document, by its id or that of a passage of it. Raises ToolError."""
+    def _document(self, source: str) -> _Text:
+        """A file, or a row of one, by its id or that of a passage of it. Raises ToolError."""
         if not self._corpus:
             raise ToolError(f"'{source}' is no URL, and there are no documents to read by their ids.")
         try:
@@ -100,13 +100,29 @@ class ReadTool:
             raise ToolError(error.got) from error
         wanted = source.strip()
         # A name may hold a "#" itself; so the whole of it first.
-        for key in (wanted, wanted.rpartition("#")[0]):
+        keys = [key for key in (wanted, wanted.rpartition("#")[0]) if key]
+        for key in keys:
             for file in files:
                 if file.key == key:
-                    return file.path
+                    return _Text(file.path.name, key, partial(TextSource.open, [file.path]))
+        for key in keys:
+            if (row := find_row(files, key)) is not None:
+                return _Text(row.title or key, key, partial(TextSource.of, row.text, key))
         raise ToolError(
-            f"there is no document '{source}'.", wanted='a URL, or what stands before the "#" of a passage of a file'
+            f"there is no document '{source}'.",
+            wanted='a URL, the id of a row of JSONL, or what stands before the "#" of a passage',
         )
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What is to be read."""
+
+    title: str
+    address: str
+    open: Callable[[], TextSource]
+    whole: bool = True
+    """Whether nothing of it was cut before."""
 
 
 class ReadingFetchTool:

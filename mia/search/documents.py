@@ -11,6 +11,7 @@ document, into "id#0", "id#1", …
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -194,7 +195,9 @@ def _source_file(path: Path, key: str, *, named: bool) -> SourceFile:
 def read_rows(file: SourceFile, limits: Limits = Limits()) -> Iterator[Row]:
     """The passages of a file. Raises UnusableFile, or at the end BrokenLines for JSONL."""
     if file.kind == "jsonl":
-        yield from _read_jsonl(file, limits)
+        for row, line in _read_jsonl(file, limits):
+            for passage in _passages_of(row):
+                yield Row(passage, line)
         return
     if file.size > limits.file_bytes:
         raise UnusableFile(
@@ -219,6 +222,18 @@ def read_rows(file: SourceFile, limits: Limits = Limits()) -> Iterator[Row]:
         raise UnusableFile("holds no text")
 
 
+def find_row(files: Sequence[SourceFile], id: str) -> Passage | None:
+    """The first row of this id in the JSONL files among these, whole, however many passages it makes; None: there is
+    none. Lines that are no rows, and files that cannot be read, are passed over."""
+    for file in files:
+        if file.kind == "jsonl":
+            with contextlib.suppress(BrokenLines, UnusableFile):
+                for row, _ in _read_jsonl(file, Limits()):
+                    if row.id == id:
+                        return row
+    return None
+
+
 @dataclass(frozen=True)
 class _Section:
     title: str
@@ -227,7 +242,8 @@ class _Section:
     """Where in the file, as the end of a URL, e.g. "#page=3"."""
 
 
-def _read_jsonl(file: SourceFile, limits: Limits) -> Iterator[Row]:
+def _read_jsonl(file: SourceFile, limits: Limits) -> Iterator[tuple[Passage, int]]:
+    """The rows, whole, each with the number of its line. Raises UnusableFile, or at the end BrokenLines."""
     broken: list[str] = []
     number = 0
     try:
@@ -244,8 +260,7 @@ def _read_jsonl(file: SourceFile, limits: Limits) -> Iterator[Row]:
                 except ValueError as error:
                     broken.append(f"line {number}: {error}")
                     continue
-                for passage in _passages_of(row):
-                    yield Row(passage, number)
+                yield row, number
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         broken.append(f"after line {number}: the compressed data is broken ({error})")
     except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,6 +84,27 @@ async def test_a_document_of_the_corpus_is_found_by_its_id_and_by_that_of_a_pass
     for wrong in ({}, {"source": "x"}, {"source": "x", "question": " "}, {"source": "x", "question": "y", "z": 1}):
         with pytest.raises(BadArguments):
             await tool.call(wrong, context())
+
+
+async def test_a_row_of_jsonl_is_found_by_its_id_and_by_that_of_a_passage(tmp_path: Path) -> None:
+    rows = [
+        {"id": "annals/2", "title": "Annals", "text": "Nobody lit a lamp. " * 40},
+        {"id": "annals", "title": "Annals", "text": "Nothing happened. " * 1200 + "In 1871 Ada Brindle lit the lamp."},
+        {"id": "tides#7", "text": "In 1871 Ada Brindle lit the lamp."},
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join([lines[0], "no row", lines[1]]))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines[2].encode()))
+    tool = ReadTool(Reader(ScriptedModel(read_well), SETTINGS), FetchTool(guard()), [tmp_path])
+    for source, title in (("annals", "Annals"), ("annals#2", "Annals"), ("tides#7", "tides#7")):
+        observation = await tool.call({"source": source, "question": "Who?"}, context())
+        assert "The reader's answer: Ada Brindle" in observation.text, source
+        assert observation.passages[0].title == title
+    other = await tool.call({"source": "annals/2", "question": "Who?"}, context())
+    assert "The reader's answer: unknown" in other.text
+    for absent in ("anna", "annals#x#0", "tides"):
+        with pytest.raises(ToolError, match="there is no document"):
+            await tool.call({"source": absent, "question": "Who?"}, context())
 
 
 async def test_what_is_not_read_of_a_long_text_is_said(tmp_path: Path) -> None:
