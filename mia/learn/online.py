@@ -161,15 +161,17 @@ class OnlineLearner:
         on_event: OnEvent = ignore,
         on_scored: Callable[[Group], Awaitable[None]] | None = None,
         on_update: Callable[[Update], None] = lambda update: None,
+        without_erased: Callable[[Group], Group | None] = lambda group: group,
         keep: int | None = None,
     ) -> None:
         """`team`: who answers; its memory is what is learnt into. `model`: the Planner's, asked for the tries.
         `folder`: where the stream is kept; what is there already is gone on with. `reward`: instead of the one that the
         settings name. `at_once`: tries under way together. `greedy`: the Executor answers at temperature 0 where
         nothing else is said, so that equal requests need be answered once. `account`: of a budget over the whole
-        stream. `on_scored`: called once a score is on the disk, and again after a death, if need be. `keep`:
-        so many scores, updates and unanswered questions are held in memory, the latest; None: all. Of every other
-        question its id alone is held.
+        stream. `on_scored`: called once a score is on the disk, and again after a death, if need be. `without_erased`:
+        what of an answered question may be kept, by what was erased since it was asked (None: nothing of it); asked in
+        a thread, whenever something is kept. `keep`: so many scores, updates and unanswered questions are held in
+        memory, the latest; None: all. Of every other question its id alone is held.
 
         Raises ConfigError for a team or settings that cannot learn so, LearnError for a folder that cannot be used.
         """
@@ -204,6 +206,7 @@ class OnlineLearner:
         self._on_event = on_event
         self._on_scored = on_scored
         self._on_update = on_update
+        self._without_erased = without_erased
         self._tries = asyncio.Semaphore(max(1, at_once))
         # More than fit, so that the last try of one question does not leave the others idle.
         self._questions = asyncio.Semaphore(max(1, 2 * at_once // settings.samples))
@@ -229,6 +232,8 @@ class OnlineLearner:
         """Groups that are taken in, whoever still waits for them."""
         self._writing = asyncio.Lock()
         self._consolidating = asyncio.Lock()
+        self._moving = asyncio.Lock()
+        """Whoever puts a group into the spool, or moves one in it, after a look at what was erased; and who erases."""
         self._learning = asyncio.Lock()
         self._learnt = asyncio.Condition()
         self._background: asyncio.Task[None] | None = None
@@ -365,11 +370,13 @@ class OnlineLearner:
             raise self.trouble
 
     async def erase(self, edit: Callable[[dict[str, Any]], Fate]) -> Wiped:
-        """Take out of the spool what `edit` says of each group (`Spool.erase`); what is on its way into the memory, or
-        being learnt from, is left as it is, and told. Raises LearnError."""
+        """Take out of the spool what `edit` says of each group (`Spool.erase`). What goes and is on its way into the
+        memory, and what is being learnt from, is left as it is, and told. What is answered at this moment comes without
+        it: `without_erased` knows of it by now. Raises LearnError."""
         if self._learning.locked():
-            return await asyncio.to_thread(self._spool.erase, edit, in_use=("answered", "ready", "learnt"))
-        async with self._learning:
+            async with self._moving:
+                return await asyncio.to_thread(self._spool.erase, edit, in_use=("answered", "ready", "learnt"))
+        async with self._learning, self._moving:
             wiped = await asyncio.to_thread(self._spool.erase, edit, in_use=("answered",))
             self._due = min(self._due, self.waiting)
         return wiped
@@ -519,7 +526,10 @@ class OnlineLearner:
         """Keep an answered question, and fix its score."""
         # Before it is on the disk: the same question, asked meanwhile, is one of the next pass.
         self._mark(group.question_id, group.epoch)
-        await asyncio.to_thread(self._spool.put, group)
+        async with self._moving:
+            kept = await asyncio.to_thread(self._without_erased, group)
+            if kept is not None:
+                await asyncio.to_thread(self._spool.put, kept)
         await self._fix_score(group)
         if self._on_scored is not None:
             await self._on_scored(group)
@@ -555,15 +565,19 @@ class OnlineLearner:
     async def _consolidate(self, group: Group, on_event: OnEvent) -> None:
         """Bring a scored question into the memory, and what is left of it before the weights."""
         rollouts = self.settings.into in ("both", "memory")
-        taken = list(group.episodes) if rollouts else [group.episode]
         async with self._consolidating:
-            if not group.canary and self._team.memory is not None:
-                await self._remember(group, taken, on_event)
-            if self._team.archive is not None:
-                for episode in taken:
-                    await asyncio.to_thread(self._team.archive.save_episode, episode)
-            wanted = self._training is not None and group.rollouts and not group.canary
-            await asyncio.to_thread(self._spool.make_ready if wanted else self._spool.finish, group)
+            kept = await asyncio.to_thread(self._without_erased, group)
+            if kept is not None:
+                taken = list(kept.episodes) if rollouts else [kept.episode]
+                if not kept.canary and self._team.memory is not None:
+                    await self._remember(kept, taken, on_event)
+                if self._team.archive is not None:
+                    for episode in taken:
+                        await asyncio.to_thread(self._team.archive.save_episode, episode)
+            async with self._moving:
+                kept = await asyncio.to_thread(self._without_erased, group)
+                wanted = self._training is not None and kept is not None and kept.rollouts and not kept.canary
+                await asyncio.to_thread(self._spool.make_ready if wanted else self._spool.finish, group)
 
     async def _remember(self, group: Group, taken: Sequence[Episode], on_event: OnEvent) -> None:
         memory = self._team.memory

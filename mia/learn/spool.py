@@ -206,8 +206,8 @@ class Spool:
 
     def erase(self, edit: Callable[[dict[str, Any]], Fate], *, in_use: Collection[str] = ()) -> Wiped:
         """Take out for good what `edit` says of each group, as JSON (`Group.as_dict`). One without rollouts is only
-        kept where it was not brought into the memory yet. `in_use`: of "answered", "ready" and "learnt", those whose
-        files stay as they are. Raises LearnError."""
+        kept where it was not brought into the memory yet. `in_use`: of "answered", "ready" and "learnt", those from
+        which no file is removed. No group is put, or made ready, meanwhile. Raises LearnError."""
         wiped = Wiped([], [])
         for part in self._parts:
             for path in _files(part):
@@ -221,10 +221,11 @@ class Spool:
                     continue
                 if fate == "stays":
                     continue
-                if part.name in in_use:
+                goes = fate == "goes" or part != self._answered
+                if goes and part.name in in_use:
                     wiped.left.append(path)
                     continue
-                if fate == "goes" or part != self._answered:
+                if goes:
                     self.remove([path])
                 else:
                     _write_whole(path, _packed(page))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 import traceback
@@ -36,7 +37,7 @@ from mia.models import Models, build_models
 from mia.models.ledger import Ledger
 from mia.redaction import Redactor
 from mia.service.durable import Durable, Job, Pending
-from mia.service.erasing import CANARY, DURABLE, note_scope, places
+from mia.service.erasing import CANARY, DURABLE, note_scope, places, without_erased
 from mia.service.jobs import Jobs, Turn
 from mia.service.live import Ask, Live
 from mia.service.patience import Patience
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from mia.learn.online import OnlineLearner
     from mia.learn.spool import Group
     from mia.search.base import SearchEngine
-    from mia.store.base import MemoryStore
+    from mia.store.base import MemoryStore, Waiting
     from mia.tools.base import Tool
 
 log = logging.getLogger("mia.service")
@@ -73,6 +74,16 @@ class Settled:
     """Memories whose counts changed."""
     memories: tuple[Memory, ...]
     """What is in sight because of the episode now."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What waits, the longest waiting first; nothing stands in it twice."""
+
+    accepted: tuple[Pending, ...]
+    accepted_total: int
+    waiting: tuple[Waiting, ...]
+    """For a model or the embedder; all of it."""
 
 
 class Service:
@@ -136,8 +147,6 @@ class Service:
         """Who waits for an answer."""
         self._heard = 0
         """Questions of jobs for which a model could be asked."""
-        self._trying = 0
-        """Questions that the learner answers at this moment."""
         self._settlings: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._canary: dict[str, Task] = {}
         """Question id → what the versions of a service that learns are examined with."""
@@ -364,7 +373,6 @@ class Service:
             return await self._erase(Selection(memory_ids={id}))
 
     async def _erase(self, what: Selection) -> Erasure:
-        trying = self._trying
         erasure = await asyncio.to_thread(
             erase_everywhere,
             self.store,
@@ -390,8 +398,6 @@ class Service:
         else:
             reason = "it is being learnt from at this moment, or cannot be read"
             left = [Unreached(path, reason) for path in wiped.left]
-            if trying:
-                left.append(Unreached(self.config.home / LEARNING, "it may be in what is answered at this moment"))
             erasure = replace(erasure, cleaned=(*erasure.cleaned, *wiped.changed))
         return replace(
             erasure,
@@ -448,6 +454,16 @@ class Service:
         await self.cancel(id)
         await asyncio.to_thread(self.durable.delete_job, id)
 
+    async def queue(self, scope: str | None, limit: int) -> Queue:
+        """What waits, of a scope and all below it (None: of all); `limit`: of what was accepted. Raises StoreError."""
+        accepted = await asyncio.to_thread(self.durable.pending, scope=scope, limit=limit)
+        ids = await asyncio.to_thread(self.durable.pending_ids, scope)
+        # An episode is in the memory's queue while it is brought in, and in both where a death came before the note of
+        # it here. What is brought in between these lines is shown as it was.
+        ids |= {one.id for one in accepted}
+        waiting = await asyncio.to_thread(self.store.queue, scope)
+        return Queue(accepted, len(ids), tuple(one for one in waiting if one.subject not in ids))
+
     async def hasten(self, scope: str | None) -> int:
         """Try again at once what was put off, of a scope and all below it (None: of all); how much that is. Raises
         StoreError."""
@@ -486,6 +502,7 @@ class Service:
             greedy=config.models.of(Role.EXECUTOR).temperature == 0,
             question_budget=budget(config.budget.question),
             redactor=self._redactor,
+            without_erased=functools.partial(without_erased, self.store, config.memory.scope),
             keep=_HELD_OF_THE_STREAM,
         )
         self.adapters = training.store if training is not None else None
@@ -519,11 +536,10 @@ class Service:
         # A stream ends where its model is down; a server goes on, and asks again.
         learner.stopped = ""
         await self._hold_out(task)
-        self._trying += 1
-        try:
-            return await learner.submit(task, episode_id=episode_id, on_event=on_event)
-        finally:
-            self._trying -= 1
+        group = await learner.submit(task, episode_id=episode_id, on_event=on_event)
+        if group is not None:
+            await self._drop_erased(group.episodes, self.config.memory.scope)
+        return group
 
     async def _hold_out(self, task: Task) -> None:
         """Keep the first questions, which the learner holds out, with their references: without them no version could
@@ -588,10 +604,10 @@ class Service:
         try:
             if one.kind == "absorb":
                 episode = one.episode
-                if not await self._drop_erased(episode, one.scope):
+                if not await self._drop_erased([episode], one.scope):
                     ledger = Ledger(episode.question.id, budget=budget(self.config.budget.question))
                     await absorb(episode, self.team(one.scope), ledger)
-                    await self._drop_erased(episode, one.scope)
+                    await self._drop_erased([episode], one.scope)
             else:
                 await asyncio.to_thread(self._add_once, self.memory(one.scope), one)
         except MiaError as error:
@@ -601,13 +617,13 @@ class Service:
             return f"a fault of the server ({type(error).__name__})"
         return ""
 
-    async def _drop_erased(self, episode: Episode, scope: str) -> bool:
-        """Whether all of its scope was erased since the answer began, by whatever process; then nothing of it is left.
-        Raises StoreError."""
+    async def _drop_erased(self, episodes: Sequence[Episode], scope: str) -> bool:
+        """Whether all of its scope was erased since the answer to a question began, in however many tries, by whatever
+        process; then nothing of it is left. Raises StoreError."""
         erased_at = await asyncio.to_thread(self.store.erased_at, scope)
-        if episode.started_at > erased_at:
+        if min(episode.started_at for episode in episodes) > erased_at:
             return False
-        await self._erase(Selection(episode_ids={episode.id}))
+        await self._erase(Selection(episode_ids={episode.id for episode in episodes}))
         return True
 
     def _add_once(self, manager: MemoryManager, one: Pending) -> None:

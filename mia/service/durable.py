@@ -235,6 +235,11 @@ class Durable:
         where, values = below(scope)
         return int(self._select(f"SELECT count(*) FROM pending WHERE {where}", *values)[0][0])
 
+    def pending_ids(self, scope: str | None = None) -> frozenset[str]:
+        """Of all that waits in a scope and below it (None: everywhere)."""
+        where, values = below(scope)
+        return frozenset(row["id"] for row in self._select(f"SELECT id FROM pending WHERE {where}", *values))
+
     def pending_one(self, id: str) -> Pending | None:
         """What waits under this id."""
         found = self._select("SELECT * FROM pending WHERE id = ?", id)

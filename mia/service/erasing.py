@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mia.erasure import LEARNING, Place, Reached, Selection, Unreached, erase_stream
+from mia.erasure import LEARNING, Place, Reached, Selection, Unreached, edit_of_groups, erase_stream
 from mia.errors import LearnError, MiaError, RecordError, StoreError
 from mia.learn.folder import read_rows, write_rows, write_whole
+from mia.learn.spool import Group, load_group
 from mia.memory.exchange.base import parse, read_lines, writing_to
 from mia.service.durable import Durable
-from mia.store.base import fingerprint
+from mia.store.base import MemoryStore, fingerprint
 
 DURABLE = "service.db"
 """In `home`."""
@@ -57,6 +58,25 @@ def _scopes(folder: Path) -> list[str]:
         if isinstance(found, list):
             return [str(scope) for scope in found]
     return []
+
+
+def without_erased(store: MemoryStore, scope: str, group: Group) -> Group | None:
+    """What of a question with its tries, which a scope asked, may be kept by now: whoever answered while something was
+    erased, by whatever process, would bring it back. None where all of the scope was erased since the first try began;
+    without what was shown of memories that were erased, and then without tokens, which hold it too. Raises
+    StoreError."""
+    if min(episode.started_at for episode in group.episodes) <= store.erased_at(scope):
+        return None
+    recalls = [episode.recall for episode in group.episodes if episode.recall is not None]
+    named = {one.memory_id for recall in recalls for one in (*recall.shown, *recall.passed_over)}
+    missing = named - store.memories(named).keys() if named else named
+    # What was only purged for its age is no secret.
+    erased = {id for id in missing if any(one.action == "erase" for one in store.audit(memory_id=id, limit=1))}
+    if not erased:
+        return group
+    page = group.as_dict()
+    edit_of_groups(Selection(memory_ids=erased), Reached())(page)
+    return load_group(page)
 
 
 class _Waiting:

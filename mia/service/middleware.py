@@ -8,6 +8,7 @@ Limits     how many at a time, and of these how many from one token; how large, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -37,6 +38,8 @@ PUBLIC = ("/healthz", "/readyz", "/login", "/static/")
 """What may be asked without a token."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+_DROPPED_BYTES, _DROPPED_SECONDS = 32_000_000, 2.0
+"""So much of a body that is too large is read once it is refused, and no longer."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -225,7 +228,7 @@ class Limits:
         length = _header(scope, b"content-length")
         # Python reads no number of thousands of digits.
         if length and (not length.isdecimal() or len(length) > 18 or int(length) > self._most_bytes):
-            await _send_json(send, 413, too_large, {"connection": "close"})
+            await _send_json(send, 413, too_large, {"connection": "close"}, rest=receive)
             return
         taken, whole, started = 0, False, False
         refused: tuple[int, dict[str, Any]] | None = None
@@ -277,7 +280,8 @@ class Limits:
                 del self._under_way[name]
         if refused and not started:
             status, body = refused
-            await _send_json(send, status, body, {"connection": "close"})
+            rest = receive if status == 413 and not whole else None
+            await _send_json(send, status, body, {"connection": "close"}, rest=rest)
 
     def _busy(self, name: str) -> tuple[int, str, str] | None:
         """Why no more is taken from this principal for now: status, kind and sentence. Where there are tokens, none of
@@ -310,7 +314,12 @@ def _place_of(url: str) -> str:
         return ""
 
 
-async def _send_json(send: Send, status: int, body: Mapping[str, Any], headers: Mapping[str, str] = {}) -> None:
+async def _send_json(
+    send: Send, status: int, body: Mapping[str, Any], headers: Mapping[str, str] = {}, *, rest: Receive | None = None
+) -> None:
+    """`rest`: what still comes of the request is dropped for a while before the answer ends, and the connection with
+    it. Most clients read no answer before they have sent everything, and never see that of a connection which is closed
+    in the middle."""
     content = json.dumps(body).encode()
     await send(
         {
@@ -323,4 +332,18 @@ async def _send_json(send: Send, status: int, body: Mapping[str, Any], headers: 
             ],
         }
     )
-    await send({"type": "http.response.body", "body": content})
+    await send({"type": "http.response.body", "body": content, "more_body": rest is not None})
+    if rest is not None:
+        await _drop(rest)
+        await send({"type": "http.response.body"})
+
+
+async def _drop(rest: Receive) -> None:
+    dropped = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DROPPED_SECONDS):
+            while dropped < _DROPPED_BYTES:
+                message = await rest()
+                dropped += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return

@@ -9,6 +9,7 @@ import gzip
 import json
 import random
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +31,7 @@ from mia.learn.adapters import AdapterStore, State, Version
 from mia.learn.canary import Decision, examine
 from mia.learn.online import OnlineLearner, Training, Update, reported_id
 from mia.learn.rollouts import Reward, Rollout
-from mia.learn.spool import Group, read_lines, read_rollouts
+from mia.learn.spool import Fate, Group, read_group, read_lines, read_rollouts
 from mia.learn.trainers import Learnt
 from mia.memory.manager import MemoryManager
 from mia.models.base import ChatRequest, Price, TokenReply
@@ -774,6 +775,53 @@ async def test_a_stop_finishes_what_is_under_way(tmp_path: Path) -> None:
     async with learning(tmp_path, at_once=4) as one:
         await one.learner.run(stream(12))
         assert Counter(line["question_id"] for line in one.lines) == Counter({f"q{n}": 1 for n in range(12)})
+
+
+async def test_what_was_erased_meanwhile_is_neither_remembered_nor_learnt(tmp_path: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    def without_erased(group: Group) -> Group | None:
+        asked[group.question_id] += 1
+        if group.question_id == "q0":
+            return None
+        # Of the second, once it is in the spool and in the memory.
+        return replace(group, rollouts=()) if group.question_id == "q1" and asked["q1"] > 2 else group
+
+    async with learning(tmp_path, without_erased=without_erased) as one:
+        for task in stream(3):
+            assert await one.learner.submit(task) is not None
+        assert one.learner._spool.answered() == []
+        assert [read_group(path).question_id for path in one.learner._spool.ready()] == ["q2"]
+        await one.learner.flush()
+        ((_, rollouts),) = one.pupil.batches
+        assert {rollout.group.split("/")[1] for rollout in rollouts} == {"q2"}
+        assert {memory.question for memory in one.memories()} == {task.question.text for task in stream(2, 1)}
+        # Scores are ids and verdicts, and stand.
+        assert [line["question_id"] for line in one.lines] == ["q0", "q1", "q2"]
+
+
+async def test_an_erasure_misses_no_group_that_is_just_being_put(tmp_path: Path) -> None:
+    looking, may = threading.Event(), threading.Event()
+
+    def without_erased(group: Group) -> Group | None:
+        looking.set()
+        assert may.wait(10)
+        # As the memory was before the erasure.
+        return group
+
+    def edit(page: dict[str, Any]) -> Fate:
+        page["rollouts"] = []
+        return "changed"
+
+    async with learning(tmp_path, without_erased=without_erased) as one:
+        asking = asyncio.create_task(one.learner.submit(question(0)))
+        await asyncio.to_thread(looking.wait, 10)
+        erasing = asyncio.create_task(one.learner.erase(edit))
+        await asyncio.sleep(0.05)
+        may.set()
+        wiped = await erasing
+        assert ([path.parent.name for path in wiped.changed], wiped.left) == (["answered"], [])
+        assert await asking is not None
 
 
 async def test_settings_that_cannot_learn_are_refused(tmp_path: Path) -> None:

@@ -111,8 +111,9 @@ def test_an_engine_that_fails_and_one_that_is_not_there(web: TestClient, engine:
     engine.broken = True
     reply = web.post("/retrieve", json={"queries": ["x"]})
     assert (reply.status_code, reply.json()["error"]["message"]) == (502, "the engine is down.")
+    # What no later try can change: a setting.
     reply = client.post("/retrieve", json={"queries": ["x"]})
-    assert reply.status_code == 503
+    assert reply.status_code == 400
     assert "--corpus" in reply.json()["error"]["hint"]
 
 
@@ -152,15 +153,19 @@ def test_a_failure_is_an_envelope_and_is_not_kept(web: TestClient, engine: Engin
 
 
 def test_nothing_reaches_the_web_unless_the_server_was_told_to(client: TestClient) -> None:
-    for path, status in (
-        ("/server/search?q=x", 503),
-        ("/web_scrape?url=https://example.org", 400),
-        ("/image_search?q=x", 400),
-    ):
+    for path in ("/server/search?q=x", "/web_scrape?url=https://example.org", "/image_search?q=x"):
         reply = client.get(path)
-        assert reply.status_code == status, reply.text
+        assert reply.status_code == 400, reply.text
         assert reply.json()["error"]["hint"]
         assert reply.json()["result"] is None
+
+
+def test_a_web_engine_without_the_tool_that_asks_it_is_a_setting_too(tmp_path: Path) -> None:
+    config = settings(tmp_path, search__engine="ddgs")
+    with TestClient(create_app(Service(config, models=models(), tools=[Page()]))) as client:
+        reply = client.get("/server/search?q=x")
+        assert (reply.status_code, reply.json()["error"]["message"]) == (400, "this server has no search.")
+        assert reply.json()["error"]["hint"]
 
 
 @pytest.mark.parametrize("query", ["", "q=", "q=x&max_results=0", "q=x&max_results=many", "q=" + "x" * 500])

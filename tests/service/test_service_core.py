@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from service_team import RIGHT, WORKFLOW, make_service, says, settings
 from shelf import ShelfTool
 
 from mia.errors import ModelUnavailable, StoreError
+from mia.learn.spool import read_group
 from mia.models import Models
 from mia.models.base import ChatRequest, Price, TokenReply
 from mia.service.core import Service, given_verdict
+from mia.store import open_store
 from mia.types import Episode, MemoryState, Question, Task, Usage
 
 QUESTION = "Where was the discoverer of Titan born?"
@@ -242,3 +247,89 @@ async def test_a_model_that_is_down_ends_no_stream_for_good(tmp_path: Path) -> N
                 await service.ask(task(f"{QUESTION} {number}"), "default")
         model.down = False
         assert (await service.ask(task(), "default")).answer is not None
+
+
+@dataclass
+class Held(Telling):
+    """Says nothing for these purposes until it may."""
+
+    purposes: tuple[str, ...] = ("execute",)
+    waiting: Counter[str] = field(default_factory=Counter)
+    may: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def complete(self, request: ChatRequest) -> TokenReply:
+        if request.purpose in self.purposes:
+            self.waiting[request.purpose] += 1
+            await self.may.wait()
+        return await super().complete(request)
+
+    def go_on_to(self, *purposes: str) -> None:
+        self.may.set()
+        self.purposes, self.may = purposes, asyncio.Event()
+
+
+SECRET = "zanzibarparrot"
+
+
+def telling_of(folder: Path) -> list[Path]:
+    """The files of a stream that are still to be learnt, and tell the secret, in words or in tokens."""
+    tokens = json.dumps(list(SECRET.encode())).strip("[]")
+    pages = {path: json.dumps(json.loads(gzip.decompress(path.read_bytes()))) for path in folder.rglob("*.json.gz")}
+    return [path for path, page in pages.items() if SECRET in page or tokens in page]
+
+
+async def test_what_is_erased_while_tries_are_under_way_is_not_in_what_they_leave(tmp_path: Path) -> None:
+    model, spool = Held(), tmp_path / "learning" / "spool"
+    async with learning(tmp_path, model) as service:
+        known = await service.remember("default", f"{QUESTION} {SECRET}", WORKFLOW, "correct")
+        asking = asyncio.create_task(service.ask(task(), "default"))
+        await until(lambda: model.waiting["execute"] == 3)
+        erasure = await service.erase_memory(known.id)
+        # Nothing is left to call again for.
+        assert erasure.unreached == ()
+        model.go_on_to("compress")
+        await until(lambda: model.waiting["compress"] > 0)
+        (path,) = spool.rglob("*.json.gz")
+        assert telling_of(spool) == []
+        group = read_group(path)
+        assert shown(group.episode) == {known.id}
+        assert (len(group.episodes), group.rollouts) == (3, ())
+        model.go_on_to()
+        assert (await asking).answer is not None
+        (made,) = service.store.memories_of([group.episode.id])
+        assert SECRET not in made.model_dump_json()
+        assert service.store.count_episodes("default") == 3
+
+
+async def test_what_is_erased_while_tries_are_brought_into_the_memory_goes_from_their_file(tmp_path: Path) -> None:
+    model, spool = Held(purposes=("compress",)), tmp_path / "learning" / "spool"
+    async with learning(tmp_path, model) as service:
+        known = await service.remember("default", f"{QUESTION} {SECRET}", WORKFLOW, "correct")
+        asking = asyncio.create_task(service.ask(task(), "default"))
+        await until(lambda: model.waiting["compress"] > 0)
+        assert len(telling_of(spool)) == 1
+        erasure = await service.erase_memory(known.id)
+        assert erasure.unreached == ()
+        # Also if the process died here.
+        assert telling_of(spool) == []
+        assert [read_group(path).rollouts for path in spool.rglob("*.json.gz")] == [()]
+        model.go_on_to()
+        await asking
+
+
+async def test_of_tries_that_began_before_all_of_their_scope_was_erased_nothing_is_kept(tmp_path: Path) -> None:
+    model = Held()
+    async with learning(tmp_path, model) as service:
+        asking = asyncio.create_task(service.ask(task(), "default"))
+        await until(lambda: model.waiting["execute"] == 3)
+        # By another process, which cannot reach what this one holds.
+        with open_store(service.config.store_path) as other:
+            other.erase(scope="default")
+        model.go_on_to()
+        assert (await asking).answer is not None
+        assert service.store.count_episodes("default") == 0
+        assert service.store.count_memories("default") == 0
+        assert not list((tmp_path / "learning" / "spool").rglob("*.json.gz"))
+        # What is asked from now on is learnt from again.
+        again = await service.ask(task(), "default")
+        assert service.store.memories_of([again.id])

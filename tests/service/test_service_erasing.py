@@ -24,7 +24,7 @@ from mia.embeddings.hashing import HashingEmbedder
 from mia.erasure import LEARNING, SPOOL, Erasure, Selection, erase_everywhere
 from mia.learn.adapters import AdapterStore
 from mia.learn.rollouts import Conversation, Rollout
-from mia.learn.spool import Group, Spool, append_line, group_id, read_group
+from mia.learn.spool import Fate, Group, Spool, append_line, group_id, read_group
 from mia.memory.manager import MemoryManager
 from mia.models.ledger import Ledger
 from mia.service.app import create_app
@@ -363,10 +363,19 @@ def test_what_is_in_use_stays_in_a_spool_and_is_told(tmp_path: Path) -> None:
     spool.make_ready(tries("b", about("b")))
     busy = spool.erase(lambda group: "goes", in_use=("answered", "ready", "learnt"))
     assert ([path.parent.name for path in busy.left], busy.changed) == (["answered", "ready"], [])
+    # What is on its way into the memory is changed where it stands.
+    blotted = spool.erase(_without_rollouts, in_use=("answered", "ready", "learnt"))
+    assert [path.parent.name for path in (*blotted.changed, *blotted.left)] == ["answered", "ready"]
+    assert ([one.rollouts for one in spool.answered()], len(spool.ready())) == ([()], 1)
     some = spool.erase(lambda group: "goes", in_use=("answered",))
     assert [path.parent.name for path in (*some.left, *some.changed)] == ["answered", "ready"]
     assert (len(spool.answered()), spool.ready()) == (1, [])
     spool.close()
+
+
+def _without_rollouts(group: dict[str, Any]) -> Fate:
+    group["rollouts"] = []
+    return "changed"
 
 
 def ask(client: TestClient, question: str, references: Sequence[str] = ("The Hague",)) -> str:

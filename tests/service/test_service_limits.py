@@ -8,6 +8,8 @@ import os
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from listening import listening, until
 from service_team import make_service
 from starlette.testclient import TestClient
 
+from mia.service import middleware
 from mia.service.app import create_app
 from mia.service.auth import add_token, tokens_path
 from mia.service.core import Service
@@ -71,7 +74,52 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -
             )
 
 
-def test_a_body_without_a_length_is_counted_while_it_comes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_sends_all_of_a_large_body_before_he_reads_sees_why_it_is_refused(tmp_path: Path, chunked: bool) -> None:
+    """As urllib and most clients do, whether they say the length or not."""
+    body = b" " * 6_000_000
+    with listening(make_service(tmp_path, serve__max_body_mb=1), http=PunctualProtocol) as url:
+        given = (body[at : at + 65_536] for at in range(0, len(body), 65_536)) if chunked else body
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(f"{url}/v1/recall", given, JSON), timeout=10)
+        with refused.value as reply:
+            assert (reply.code, json.load(reply)["error"]["type"]) == (413, "TooLarge")
+            assert reply.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02])
+def test_the_rest_of_a_large_body_is_not_read_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    """Neither of one that sends without end, nor of one that drips; the answer is there from the beginning."""
+    monkeypatch.setattr(middleware, "_DROPPED_BYTES", 1_000_000 if not pause else 10**12)
+    monkeypatch.setattr(middleware, "_DROPPED_SECONDS", 60.0 if not pause else 0.3)
+    with listening(make_service(tmp_path), http=PunctualProtocol) as url, connected(url) as connection:
+        connection.sendall(head(url, "/v1/recall", "Content-Length: 900000000000"))
+        assert connection.recv(12) == b"HTTP/1.1 413"
+        begun, sent = time.monotonic(), 0
+        try:
+            while time.monotonic() - begun < 10:
+                connection.sendall(b" " * 0x10000)
+                sent += 0x10000
+                time.sleep(pause)
+        except OSError:
+            pass
+        assert time.monotonic() - begun < 10
+        # And what lies between the two ends of a connection.
+        assert sent < 30_000_000
+
+
+def test_who_waits_to_be_told_to_go_on_is_refused_at_once(tmp_path: Path) -> None:
+    with listening(make_service(tmp_path), http=PunctualProtocol) as url, connected(url) as connection:
+        begun = time.monotonic()
+        connection.sendall(head(url, "/v1/recall", "Content-Length: 90000000", "Expect: 100-continue"))
+        assert connection.recv(12) == b"HTTP/1.1 413"
+        assert time.monotonic() - begun < 1.5
+
+
+def test_a_body_without_a_length_is_counted_while_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "_DROPPED_BYTES", 1_000_000)
     with listening(make_service(tmp_path, serve__max_body_mb=0.1)) as url, connected(url) as connection:
         connection.sendall(head(url, "/v1/recall", "Transfer-Encoding: chunked"))
         sent = 0

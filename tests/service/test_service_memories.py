@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from service.test_service_episodes import QUESTION, ask, settle
-from service_team import WORKFLOW, make_service
+from service_team import RIGHT, WORKFLOW, make_service, says, settings
+from shelf import ShelfTool
 from starlette.testclient import TestClient
 
 from mia.errors import StoreError
+from mia.models import Models
+from mia.models.base import ChatReply, ChatRequest
+from mia.models.scripted import ScriptedModel
 from mia.service.app import create_app
+from mia.service.core import Service
 
 
 def add(client: TestClient, question: str = QUESTION, **more: Any) -> dict[str, Any]:
@@ -145,6 +152,42 @@ def test_statistics(client: TestClient) -> None:
     assert page["judgements"] == {"correct": 1, "incorrect": 1}
     assert page["origins"] == {"user": 1, "episode": 1}
     assert (page["episodes"], page["accepted"]) == (1, 0)
+
+
+class Held(ScriptedModel):
+    """Writes no workflow until it may."""
+
+    def __init__(self) -> None:
+        super().__init__(says, keep_requests=False)
+        self.asked, self.may = threading.Event(), threading.Event()
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        if request.purpose == "compress":
+            self.asked.set()
+            while not self.may.is_set():  # noqa: ASYNC110  # Of another thread.
+                await asyncio.sleep(0.01)
+        return await super().complete(request)
+
+
+def test_an_answer_waits_once_while_it_is_brought_in_and_after_a_death_in_the_middle(tmp_path: Path) -> None:
+    """The memory has kept it by then, in a queue of its own; the service has not noted that yet."""
+    id = ""
+    for _ in range(2):
+        model = Held()
+        service = Service(settings(tmp_path), models=Models(model, model, model, model), tools=[ShelfTool()])
+        with TestClient(create_app(service)) as client:
+            if not id:
+                id = client.post("/v1/ask", json={"question": QUESTION, "references": [RIGHT]}).json()["episode_id"]
+            assert model.asked.wait(10)
+            assert [(one.task, one.subject) for one in service.store.queue()] == [("remember", id)]
+            page = client.get("/v1/queue").json()
+            assert ([one["id"] for one in page["accepted"]], page["accepted_total"]) == ([id], 1)
+            assert (page["waiting"], page["waiting_total"]) == ([], 0)
+            assert client.get("/queue").text.count(f"/episodes/{id}") == 1
+    with TestClient(create_app(make_service(tmp_path))) as client:
+        settle(client)
+        assert client.get("/v1/queue").json()["waiting_total"] == 0
+        assert [one["provenance"]["episode_id"] for one in all_of(client)] == [id]
 
 
 def test_what_waits_is_seen_tried_again_and_given_up(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

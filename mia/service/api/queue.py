@@ -95,13 +95,12 @@ class DroppedReply(Reply):
 async def show(service: TheService, reach: Reach, limit: Limit = 100) -> QueueReply:
     """`accepted` is on the disk, and will be brought into the memory; `waiting` is in the memory, and a model or the
     embedder could not be asked."""
-    accepted = await asyncio.to_thread(service.durable.pending, scope=reach, limit=limit)
-    waiting = await asyncio.to_thread(service.store.queue, reach)
+    queue = await service.queue(reach, limit)
     return QueueReply(
-        accepted=[AcceptedReply.of(one) for one in accepted],
-        accepted_total=await asyncio.to_thread(service.durable.pending_count, reach),
-        waiting=[WaitingReply.of(one) for one in waiting[:limit]],
-        waiting_total=len(waiting),
+        accepted=[AcceptedReply.of(one) for one in queue.accepted],
+        accepted_total=queue.accepted_total,
+        waiting=[WaitingReply.of(one) for one in queue.waiting[:limit]],
+        waiting_total=len(queue.waiting),
     )
 
 

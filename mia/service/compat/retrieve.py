@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field, StringConstraints
 
-from mia.errors import CorpusError
+from mia.errors import ConfigError
 from mia.search.base import SearchEngine
 from mia.service.compat import wire
 from mia.service.context import TheScope, TheService
@@ -44,10 +44,10 @@ async def retrieve(body: RetrieveBody, service: TheService, scope: TheScope) -> 
 
 
 def engine_of(team: Team) -> SearchEngine:
-    """Raises CorpusError where there is nothing to search."""
+    """Raises ConfigError where there is nothing to search."""
     tool = team.executor.tools.get("search")
     if not isinstance(tool, SearchTool):
-        raise CorpusError("this server has no search.", hint="mia serve --corpus ./docs")
+        raise ConfigError("this server has no search.", hint="mia serve --corpus ./docs")
     return tool.engine
 
 

@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from pydantic import StringConstraints
 
 import mia
-from mia.errors import ConfigError, CorpusError, MiaError, RecordError, ToolError
+from mia.errors import ConfigError, MiaError, RecordError, ToolError
 from mia.search.base import SearchEngine
 from mia.service.compat import wire
 from mia.service.compat.context import Compatibility, TheCompatibility
@@ -177,9 +177,9 @@ def _failed(request: Request, tool: str, error: MiaError) -> JSONResponse:
 
 
 def _web_engine(service: Service, scope: str) -> SearchEngine:
-    """Raises CorpusError where the server does not search the web."""
+    """Raises ConfigError where the server does not search the web."""
     if service.config.search.engine not in WEB_ENGINES:
-        raise CorpusError(
+        raise ConfigError(
             "this server does not search the web.",
             wanted=f"search.engine = {' or '.join(WEB_ENGINES)}",
             hint="POST /retrieve searches what it has",

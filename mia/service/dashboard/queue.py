@@ -27,17 +27,16 @@ WAITING = 50
 @router.get("")
 async def show(request: Request, service: TheService, principal: ThePrincipal) -> Response:
     jobs = await asyncio.to_thread(service.durable.jobs, scope=principal.scope, limit=JOBS)
-    pending = await asyncio.to_thread(service.durable.pending, limit=WAITING, scope=principal.scope)
-    waiting = await asyncio.to_thread(service.store.queue, principal.scope)
+    queue = await service.queue(principal.scope, WAITING)
     return page(
         request,
         "queue.html",
         jobs=[(job, statistics.wilson(job.correct, job.judged)) for job in jobs],
         under_way=any(is_open(job) for job in jobs),
-        pending=pending,
-        pending_count=await asyncio.to_thread(service.durable.pending_count, principal.scope),
-        waiting=waiting[:WAITING],
-        waiting_count=len(waiting),
+        pending=queue.accepted,
+        pending_count=queue.accepted_total,
+        waiting=queue.waiting[:WAITING],
+        waiting_count=len(queue.waiting),
     )
 
 
