@@ -28,7 +28,6 @@ import json
 import math
 import platform
 import random
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -36,6 +35,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from trainings import note, percent
 
 from mia.agents.executor import Executor
 from mia.agents.planner import Planner
@@ -50,11 +51,12 @@ from mia.learn.rollouts import Reward
 from mia.learn.sources import Answering, Situation, Source, Tell, Worlds, WorldSource, mark_of, side_by_side
 from mia.learn.stages import EXECUTOR, Progress, Schedule, StageResult, check_page, frozen_models, train_stage
 from mia.learn.warmup import train as warmup
+from mia.learn.warmup.steps import Progress as WarmupProgress
 from mia.models import Models, build_models
 from mia.models.base import ChatModel
 from mia.models.ledger import Ledger
 from mia.prompt import PromptStyle
-from mia.statistics import Interval, clustered, paired
+from mia.statistics import clustered, paired
 from mia.team import Team
 from mia.tools.search import SearchTool
 from mia.types import Episode, Plan, Role, Task
@@ -257,9 +259,9 @@ def under_trained(wanted: argparse.Namespace) -> Path:
     full = warmup.Recipe()
     recipe = replace(full, steps=wanted.warmup_steps, shards=math.ceil(full.shards * wanted.warmup_steps / full.steps))
 
-    def tell(progress: warmup.Progress) -> None:
+    def tell(progress: WarmupProgress) -> None:
         loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
-        _tell(f"under-trained model: {progress.done} of {progress.total} {progress.stage}{loss}")
+        note(f"under-trained model: {progress.done} of {progress.total} {progress.stage}{loss}")
 
     made = warmup.train(
         wanted.out / "warmup", recipe, on_progress=tell, processes=wanted.processes, threads=wanted.threads
@@ -288,7 +290,7 @@ async def reinforced(base: Path, seed: int, wanted: argparse.Namespace) -> Stage
         if row or (progress.phase != "steps" and progress.done == progress.total):
             exam = "" if progress.accuracy is None else f", last exam {progress.accuracy:.2f}"
             parts = f", {_short(row['parts'])}" if row else ""
-            _tell(f"seed {seed}: {progress.phase} {progress.done} of {progress.total}{parts}{exam}")
+            note(f"seed {seed}: {progress.phase} {progress.done} of {progress.total}{parts}{exam}")
 
     async with AsyncExitStack() as resources:
         learner = Learner.open(base, settings, threads=wanted.threads, seed=seed, batch=BATCH)
@@ -356,22 +358,16 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for name, row in found.items():
         yield (
-            f"| {MEASURES[name]} | {_percent(row['before'])} | {_percent(row['after'])} "
-            f"| {_percent(row['difference'], sign=True)} | {row['worlds_better']} / {row['worlds_worse']} |"
+            f"| {MEASURES[name]} | {percent(row['before'])} | {percent(row['after'])} "
+            f"| {percent(row['difference'], sign=True)} | {row['worlds_better']} / {row['worlds_worse']} |"
         )
     yield ""
     yield f"| seed | {' | '.join(found)} |"
     yield f"|---|{'---|' * len(found)}"
     for seed in found["follows"]["seeds"]:
         cells = [row["seeds"][seed] for row in found.values()]
-        said = [f"{_percent(cell['after'])} ({_percent(cell['difference'], sign=True)})" for cell in cells]
+        said = [f"{percent(cell['after'])} ({percent(cell['difference'], sign=True)})" for cell in cells]
         yield f"| {seed} | {' | '.join(said)} |"
-
-
-def _percent(interval: Interval | None, *, sign: bool = False) -> str:
-    if interval is None:
-        return "–"
-    return f"{100 * interval.estimate:{'+' if sign else ''}.1f} ± {100 * (interval.high - interval.estimate):.1f}"
 
 
 # ── the whole ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -406,7 +402,7 @@ async def experiment(wanted: argparse.Namespace, base: Path) -> None:
     content = {"options": options, **page, "seconds": seconds, "chosen_steps": chosen, "figures": found}
     _write(wanted.out / "result.json", json.dumps(content, indent=1) + "\n")
     print(text)
-    _tell(f"done in {time.monotonic() - begun:.0f} s")
+    note(f"done in {time.monotonic() - begun:.0f} s")
 
 
 def _worlds(wanted: argparse.Namespace) -> range:
@@ -418,13 +414,9 @@ def _telling(what: str) -> Tell:
 
     def tell(done: int, total: int) -> None:
         if done == total or done % max(1, total // 10) == 0:
-            _tell(f"{what}: {done} of {total} questions")
+            note(f"{what}: {done} of {total} questions")
 
     return tell
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _short(parts: Mapping[str, float]) -> str:

@@ -23,8 +23,6 @@ import asyncio
 import json
 import os
 import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +33,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from trainings import note, percent, train
 
 from mia.config import ModelSettings, ModelsSettings
 from mia.errors import ConfigError, MiaError
@@ -100,19 +100,6 @@ def with_planner(settings: ModelsSettings) -> Models:
         whole = settings.of(Role.PLANNER).model_copy(update={"path": str(folder), "adapter": ""})
         settings = settings.model_copy(update={"planner": whole})
     return build_models(settings)
-
-
-def train(count: int, learn: str, model: Path | None, out: Path) -> list[Path]:
-    """A training for each seed, by the very command; one that is done is not done again."""
-    folders = [out / f"training-{seed}" for seed in range(1, count + 1)]
-    for seed, folder in enumerate(folders, start=1):
-        command = [sys.executable, "-m", "mia.cli.main", "learn", "planner", "--out", str(folder), "--seed", str(seed)]
-        command += [] if model is None else ["--model", str(model)]
-        note(shlex.join(["mia", *command[3:], *shlex.split(learn)]))
-        ended = subprocess.run([*command, *shlex.split(learn)], stdout=sys.stderr)
-        if ended.returncode:
-            sys.exit(ended.returncode)
-    return folders
 
 
 # ── 1: answers ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -274,12 +261,6 @@ def ability_table(compared: Mapping[str, Compared]) -> Iterator[str]:
     yield from (f"- *{name.strip()}*: {meaning}." for name, meaning in MEASURES.items())
 
 
-def percent(interval: Interval | None, *, sign: bool = False) -> str:
-    if interval is None:
-        return "–"
-    return f"{100 * interval.estimate:{'+' if sign else ''}.1f} ± {100 * (interval.high - interval.estimate):.1f}"
-
-
 # ── all of it ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -296,10 +277,6 @@ class Saying:
         if now - self._said > 10 or done == total:
             self._said = now
             note(f"{self._what}: {done:,} of {total:,}, {now - self._begun:.0f} s")
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def write_json(path: Path, page: object) -> None:
@@ -320,7 +297,8 @@ def main() -> None:
 def measure(wanted: argparse.Namespace) -> None:
     check_unseen(wanted.first_seed, wanted.worlds)
     begun = time.monotonic()
-    trained = train(wanted.train, wanted.learn, wanted.model, wanted.out)
+    model_flags = () if wanted.model is None else ("--model", str(wanted.model))
+    trained = train("planner", wanted.train, wanted.learn, wanted.out, *model_flags)
     paths = list(dict.fromkeys([*trained, *wanted.planners]))
     short = len({path.name for path in paths}) == len(paths)
     versions = [Version.of(path, path.name if short else str(path)) for path in paths]

@@ -22,8 +22,6 @@ import argparse
 import asyncio
 import os
 import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +31,8 @@ from statistics import fmean
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from trainings import note, percent, train
 
 from mia.config import ReaderSettings
 from mia.errors import ConfigError, MiaError
@@ -103,18 +103,6 @@ def versions_of(path: Path) -> list[Version]:
                 wanted="a training with a warm-up that has ended, as `mia learn reader` leaves it",
             )
     return [Version(str(path), stage, folder, digest(folder)) for stage, folder in folders.items()]
-
-
-def train(count: int, learn: str, out: Path) -> list[Path]:
-    """A training for each seed, by the very command; one that is done is not done again."""
-    folders = [out / f"training-{seed}" for seed in range(1, count + 1)]
-    for seed, folder in enumerate(folders, start=1):
-        command = [sys.executable, "-m", "mia.cli.main", "learn", "reader", "--out", str(folder), "--seed", str(seed)]
-        note(shlex.join(["mia", *command[3:], *shlex.split(learn)]))
-        ended = subprocess.run([*command, *shlex.split(learn)], stdout=sys.stderr)
-        if ended.returncode:
-            sys.exit(ended.returncode)
-    return folders
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -278,17 +266,7 @@ def depth_table(results: Results) -> Iterator[str]:
             yield f"| {length} | {stage} | {cells} |"
 
 
-def percent(interval: Interval | None, *, sign: bool = False) -> str:
-    if interval is None:
-        return "–"
-    return f"{100 * interval.estimate:{'+' if sign else ''}.1f} ± {100 * (interval.high - interval.estimate):.1f}"
-
-
 # ── all of it ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -302,7 +280,7 @@ def main() -> None:
 def measure(wanted: argparse.Namespace) -> None:
     check_unseen(wanted.first_seed, wanted.worlds)
     begun = time.monotonic()
-    paths = list(dict.fromkeys([*train(wanted.train, wanted.learn, wanted.out), *wanted.readers]))
+    paths = list(dict.fromkeys([*train("reader", wanted.train, wanted.learn, wanted.out), *wanted.readers]))
     versions = [version for path in paths for version in versions_of(path)]
     known = read_outcomes(wanted.out / "outcomes.jsonl")
     for version in versions:

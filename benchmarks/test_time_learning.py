@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+
+from trainings import note, percent
 
 from mia.config import LearnSettings
 from mia.learn.laboratory import ARMS, Outcome, Trial, read_outcomes, run_trials
@@ -63,7 +64,7 @@ def main() -> None:
     begun = time.monotonic()
 
     def tell(done: int, total: int) -> None:
-        print(f"{done} of {total} streams, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+        note(f"{done} of {total} streams, {time.monotonic() - begun:.0f} s")
 
     outcomes = run_trials(
         trials, wanted.out / "outcomes.jsonl", processes=wanted.processes, at_once=wanted.at_once, on_outcome=tell
@@ -93,7 +94,7 @@ def table(
     yield "|---" * (len(spans) + 4) + "|"
     for arm, worlds in found.items():
         own = [one for one in outcomes if one.arm == arm]
-        shares = [_percent(clustered([[values[span]] for values in worlds.values()])) for span in range(len(spans))]
+        shares = [percent(clustered([[values[span]] for values in worlds.values()])) for span in range(len(spans))]
         tries = 100 * fmean(fmean(one.tries) for one in own)
         versions = fmean(one.versions for one in own)
         seconds = fmean(one.seconds / len(one.correct) for one in own)
@@ -109,10 +110,10 @@ def table(
     there = {arm: _by_world(others, arm, epochs) for arm in arms}
     steps += [(f"{arm} over {arm} of {elsewhere}", found[arm], there[arm]) for arm in arms if there[arm]]
     for name, above, below in steps:
-        worlds = [world for world in below if world in above]
+        shared = [world for world in below if world in above]
         pairs = [
-            _percent(
-                paired([below[world][span] for world in worlds], [above[world][span] for world in worlds]), sign=True
+            percent(
+                paired([below[world][span] for world in shared], [above[world][span] for world in shared]), sign=True
             )
             for span in range(len(spans))
         ]
@@ -120,7 +121,7 @@ def table(
     if epochs > 1:
         for arm, worlds in found.items():
             pairs = [
-                _percent(
+                percent(
                     paired([values[1] for values in worlds.values()], [values[span] for values in worlds.values()]),
                     sign=True,
                 )
@@ -140,13 +141,6 @@ def _by_world(outcomes: Sequence[Outcome], arm: str, epochs: int) -> dict[int, t
             spans = [one.correct, *(one.correct[start:end] for start, end in pairwise(cuts))]
             worlds.setdefault(one.world, []).append([fmean(span) for span in spans])
     return {world: tuple(fmean(values) for values in zip(*seeds, strict=True)) for world, seeds in worlds.items()}
-
-
-def _percent(interval: tuple[float, float, float] | None, *, sign: bool = False) -> str:
-    if interval is None:
-        return "–"
-    value, _, high = interval
-    return f"{100 * value:{'+' if sign else ''}.1f} ± {100 * (high - value):.1f}"
 
 
 def _arguments() -> argparse.Namespace:

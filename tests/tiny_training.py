@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mia.learn.warmup.dialogues import Dialogue
-from mia.learn.warmup.train import Progress, Recipe, train
+from mia.learn.warmup.steps import Progress
+from mia.learn.warmup.train import Recipe, train
 from mia.types import Message
 
 TINY = Recipe(steps=8, batch_tokens=256, shards=2, worlds_per_shard=1, tokenizer_worlds=1, warmup=2, copy_steps=4)

@@ -77,8 +77,8 @@ def embedded_default(config: Config) -> Config | None:
             update={
                 "home": config.home / WORLD_FOLDER,
                 "models": _models(config),
-                "search": _filled(config.search.model_copy(update={"engine": "world"}), k=preset.PASSAGES),
-                "memory": _filled(memory, **preset.MEMORY),
+                "search": filled(config.search.model_copy(update={"engine": "world"}), k=preset.PASSAGES),
+                "memory": filled(memory, **preset.MEMORY),
             }
         )
     )
@@ -90,11 +90,11 @@ def embedded_reader(config: Config) -> Config:
     from mia.world import preset
 
     adapter = str(preset.READING) if preset.READING.is_dir() else ""
-    model = _filled(config.models.of(Role.READER), **preset.MODEL, adapter=adapter)
+    model = filled(config.models.of(Role.READER), **preset.MODEL, adapter=adapter)
     return config.model_copy(
         update={
             "models": config.models.model_copy(update={"reader": model}),
-            "reader": _filled(config.reader, **preset.READER),
+            "reader": filled(config.reader, **preset.READER),
         }
     )
 
@@ -159,7 +159,7 @@ def _models(config: Config) -> ModelsSettings:
     return ModelsSettings(default=preset.model_settings(**own), record=config.models.record)
 
 
-def _filled(section: SectionKind, **values: Any) -> SectionKind:
+def filled(section: SectionKind, **values: Any) -> SectionKind:
     """The section with these values where nothing else was set."""
     return section.model_copy(
         update={name: value for name, value in values.items() if name not in section.model_fields_set}

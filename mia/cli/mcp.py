@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -15,9 +14,7 @@ from mia.errors import HomeTaken, require
 
 def mcp(
     context: typer.Context,
-    learn: Annotated[
-        bool | None, typer.Option("--learn", help="Learn from the questions while they are answered.")
-    ] = None,
+    learn: options.Learn = None,
     corpus: options.Corpus = None,
     index: options.Index = None,
     model: options.Model = None,

@@ -87,6 +87,8 @@ Tool = Annotated[
         "--tool", help="search, lookup, fetch, read or web_image_to_image_search. Repeatable.", show_default="search"
     ),
 ]
+Learn = Annotated[bool | None, typer.Option("--learn", help="Learn from the questions while they are answered.")]
+"""Of a service."""
 
 
 def team_flags(
@@ -105,7 +107,7 @@ def team_flags(
     max_calls: int | None,
     tool: list[str] | None,
 ) -> dict[str, Any]:
-    """The flags that `ask` and `run` share, under their dotted names."""
+    """The flags of who answers, which `ask`, `run`, `serve` and `mcp` share, under their dotted names."""
     return {
         "search.corpus": tuple(str(path) for path in corpus) if corpus else None,
         "search.index": str(index) if index else None,

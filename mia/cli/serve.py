@@ -17,6 +17,9 @@ from mia.cli import options, output
 from mia.errors import ConfigError, require
 
 if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
     from mia.config import Config
     from mia.service.core import Service
 
@@ -31,9 +34,7 @@ def serve(
         typer.Option(help="The address to listen at; beyond loopback it needs a token.", show_default="127.0.0.1"),
     ] = None,
     port: Annotated[int | None, typer.Option(help="0: any that is free.", show_default="8321")] = None,
-    learn: Annotated[
-        bool | None, typer.Option("--learn", help="Learn from the questions while they are answered.")
-    ] = None,
+    learn: options.Learn = None,
     corpus: options.Corpus = None,
     index: options.Index = None,
     model: options.Model = None,
@@ -87,14 +88,9 @@ def serve(
 
 
 def _serve(config: Config) -> None:
-    import logging
-
-    import uvicorn
-
     from mia.service.app import create_app
     from mia.service.auth import Gate, check_address, is_loopback
     from mia.service.core import Service
-    from mia.service.wire import PunctualProtocol
 
     # Tokens that cannot be read are told before anything is opened.
     gate = Gate(config)
@@ -116,36 +112,8 @@ def _serve(config: Config) -> None:
         output.note(f"MIA listens at {address}{everywhere}   (dashboard; /docs, /v1, /mcp)   home: {Path(config.home)}")
         if not gate.closed:
             output.note("Whoever is on this machine may ask; `mia token add NAME` asks for a token.")
-        # Faults are logged by our own middleware, without secrets; the rest is what clients do wrong.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-
-        class Server(uvicorn.Server):
-            """Says what an end waits for, and can be ended at once."""
-
-            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-                if self.should_exit and sig == signal.SIGINT:
-                    output.note("Stopped at once.")
-                    # As safe as a kill: what was acknowledged is on the disk, and the next start goes on from there.
-                    os._exit(130)
-                super().handle_exit(sig, frame)
-                output.warn(_ending(service))
-
-        server = Server(
-            uvicorn.Config(
-                app,
-                http=PunctualProtocol,
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=GRACE,
-                timeout_keep_alive=30,
-                h11_max_incomplete_event_size=64 * 1024,
-                ws="none",
-            )
-        )
         try:
-            server.run(sockets=[listening])
+            _server(app, service).run(sockets=[listening])
         except SystemExit:
             # It could not start; why is told as every other error of ours is.
             if app.state.trouble is not None:
@@ -153,6 +121,41 @@ def _serve(config: Config) -> None:
             raise
     finally:
         listening.close()
+
+
+def _server(app: FastAPI, service: Service) -> uvicorn.Server:
+    """It says what its end waits for, and can be ended at once."""
+    import logging
+
+    import uvicorn
+
+    from mia.service.wire import PunctualProtocol
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit and sig == signal.SIGINT:
+                output.note("Stopped at once.")
+                # As safe as a kill: what was acknowledged is on the disk, and the next start goes on from there.
+                os._exit(130)
+            super().handle_exit(sig, frame)
+            output.warn(_ending(service))
+
+    # Faults are logged by our own middleware, without secrets; the rest is what clients do wrong.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    return Server(
+        uvicorn.Config(
+            app,
+            http=PunctualProtocol,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE,
+            timeout_keep_alive=30,
+            h11_max_incomplete_event_size=64 * 1024,
+            ws="none",
+        )
+    )
 
 
 def _ending(service: Service) -> str:

@@ -23,7 +23,7 @@ from mia.errors import ConfigError, ContextOverflow, LearnError, ModelReplyError
 from mia.judges.verifiers import strict
 from mia.learn.reward_services import CustomReward
 from mia.learn.rollouts import Dropped, Reward, RewardFunction, Said
-from mia.learn.sources import AnsweringOf, Marks, Passes, Tell, side_by_side
+from mia.learn.sources import AnsweringOf, ListSource, Marks, Tell, side_by_side
 from mia.models.base import ChatModel
 from mia.prompt import PromptStyle
 from mia.reader.chunks import TokenCounter
@@ -32,7 +32,7 @@ from mia.reader.texts import TextSource
 from mia.types import Question, Role, Task
 from mia.world.facts import World
 from mia.world.longtexts import MOST_FACTS, LongText, make_text
-from mia.world.seeds import TRAIN, VALIDATION
+from mia.world.seeds import TRAIN, VALIDATION, check_training
 
 PAPER: Mapping[str, Any] = {
     "samples": 16,
@@ -153,11 +153,7 @@ class WorldTexts:
         """Raises ConfigError for a world that is not for training, and for no chunks."""
         if self.chunks < 1:
             raise ConfigError(f"texts of {self.chunks} chunks.", wanted="a whole number from 1 up")
-        if self.first_seed not in TRAIN:
-            raise ConfigError(
-                f"the world {self.first_seed} is not for training.",
-                wanted=f"seeds from {TRAIN.start} to {TRAIN.stop - 1}",
-            )
+        check_training(self.first_seed)
 
 
 class WorldTextSource:
@@ -249,44 +245,15 @@ def exam_seeds(worlds: int) -> range:
 # ── texts of one's own ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class TextListSource:
+class TextListSource(ListSource[LongQuestion]):
     """A list of questions, in another order in each pass over it."""
 
-    def __init__(self, questions: Sequence[LongQuestion], *, seed: int = 1) -> None:
-        """Raises ConfigError for an empty list."""
-        self._passes = Passes(questions, seed=seed)
-        self._page = {
-            "kind": "texts",
-            "seed": seed,
-            "ids": [question.task.question.id for question in questions],
-        }
-
     def page(self) -> dict[str, Any]:
-        return self._page
-
-    def check(self, count: int) -> None:
-        """Raises ConfigError for more questions than the list has."""
-        self._passes.check(count)
-
-    async def prepare(self, tell: Tell) -> None:
-        """Nothing is made ahead."""
+        return {"kind": "texts", "seed": self.seed, "ids": [one.task.question.id for one in self.items]}
 
     async def draw(self, count: int) -> list[LongQuestion]:
         """Raises ConfigError for more questions than the list has."""
-        return self._passes.draw(count)
-
-    async def absorb(self, groups: Sequence[tuple[LongQuestion, Sequence[Answered]]]) -> None:
-        self._passes.take()
-
-    async def save(self, folder: Path) -> None:
-        self._passes.save(folder)
-
-    async def restore(self, folder: Path) -> None:
-        """Raises LearnError."""
-        self._passes.restore(folder)
-
-    async def close(self) -> None:
-        """Nothing to let go of."""
+        return self.next(count)
 
 
 class TextExam:

@@ -467,48 +467,52 @@ class WorldExam:
 # ── questions of one's own ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Passes(Generic[T]):
-    """Draws from a list, in another order in each pass over it, and keeps where it stands."""
+class ListSource(Generic[T]):
+    """Draws from a list, in another order in each pass over it; a source (`SourceOf`) but for its `page` and `draw`.
+    Nothing is remembered (see the module's docstring)."""
 
-    def __init__(self, items: Sequence[T], *, seed: int) -> None:
+    def __init__(self, items: Sequence[T], *, seed: int = 1) -> None:
         """Raises ConfigError for an empty list."""
         if not items:
             raise ConfigError("there are no questions to learn from.", wanted="a question or more")
-        self._items = tuple(items)
-        self._seed = seed
+        self.items = tuple(items)
+        self.seed = seed
         self._pass = 0
         self._place = 0
-        """Items of this pass that were drawn and taken."""
+        """Items of this pass that were drawn and absorbed."""
         self._drawn = 0
 
     def check(self, count: int) -> None:
         """Raises ConfigError for more than the list has."""
-        if not 1 <= count <= len(self._items):
+        if not 1 <= count <= len(self.items):
             raise ConfigError(
-                f"{count} questions a step, of a list of {len(self._items)}.",
-                wanted=f"1 to {len(self._items)}",
-                hint=f"--questions-per-step {len(self._items)}",
+                f"{count} questions a step, of a list of {len(self.items)}.",
+                wanted=f"1 to {len(self.items)}",
+                hint=f"--questions-per-step {len(self.items)}",
             )
 
-    def draw(self, count: int) -> list[T]:
-        """The next ones; they come again until they are taken. Raises ConfigError for more than the list has."""
+    async def prepare(self, tell: Tell) -> None:
+        """Nothing is made ahead, and a memory is as its owner made it."""
+
+    def next(self, count: int) -> list[T]:
+        """The next ones; they come again until they are absorbed. Raises ConfigError for more than the list has."""
         self.check(count)
-        if self._place + count > len(self._items):
+        if self._place + count > len(self.items):
             # Too few are left for a step; in the order of the next pass their turn comes sooner or later.
             self._pass, self._place = self._pass + 1, 0
-        order = random.Random(f"questions {self._seed} {self._pass}").sample(self._items, len(self._items))
+        order = random.Random(f"questions {self.seed} {self._pass}").sample(self.items, len(self.items))
         self._drawn = count
         return order[self._place : self._place + count]
 
-    def take(self) -> None:
+    async def absorb(self, groups: Sequence[object]) -> None:
         """Those that were drawn last are done with."""
         self._place += self._drawn
         self._drawn = 0
 
-    def save(self, folder: Path) -> None:
+    async def save(self, folder: Path) -> None:
         (folder / "questions.json").write_text(json.dumps({"pass": self._pass, "place": self._place}), encoding="utf-8")
 
-    def restore(self, folder: Path) -> None:
+    async def restore(self, folder: Path) -> None:
         """Raises LearnError."""
         try:
             page = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
@@ -519,44 +523,24 @@ class Passes(Generic[T]):
                 wanted="that of a checkpoint, whole",
             ) from error
 
+    async def close(self) -> None:
+        """Nothing to let go of."""
 
-class TaskSource:
+
+class TaskSource(ListSource[Task]):
     """A list of questions, in another order in each pass over it. The team is its owner's to close."""
 
     def __init__(self, tasks: Sequence[Task], team: Team, *, seed: int = 1) -> None:
         """Raises ConfigError for an empty list."""
-        self._passes = Passes(tasks, seed=seed)
-        self._tasks = tuple(tasks)
+        super().__init__(tasks, seed=seed)
         self._team = team
-        self._seed = seed
 
     def page(self) -> dict[str, Any]:
-        return {"kind": "questions", "seed": self._seed, "ids": [task.question.id for task in self._tasks]}
-
-    def check(self, count: int) -> None:
-        """Raises ConfigError for more questions than the list has."""
-        self._passes.check(count)
-
-    async def prepare(self, tell: Tell) -> None:
-        """Nothing: the memory is as its owner made it."""
+        return {"kind": "questions", "seed": self.seed, "ids": [task.question.id for task in self.items]}
 
     async def draw(self, count: int) -> list[Situation]:
         """Raises ConfigError for more questions than the list has, and StoreError."""
-        return await side_by_side(_situation(task, self._team) for task in self._passes.draw(count))
-
-    async def absorb(self, groups: Sequence[tuple[Situation, Sequence[Episode]]]) -> None:
-        """Nothing is remembered (see the module's docstring)."""
-        self._passes.take()
-
-    async def save(self, folder: Path) -> None:
-        self._passes.save(folder)
-
-    async def restore(self, folder: Path) -> None:
-        """Raises LearnError."""
-        self._passes.restore(folder)
-
-    async def close(self) -> None:
-        """Nothing to let go of."""
+        return await side_by_side(_situation(task, self._team) for task in self.next(count))
 
 
 class TaskExam:

@@ -33,7 +33,7 @@ from mia.models.decoding import TextStream
 from mia.types import Message
 
 if TYPE_CHECKING:
-    from mia.models.sampling import Sampled, Sampler
+    from mia.models.sampling import Job, Sampled, Sampler
     from mia.models.weights import Weights
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -134,7 +134,7 @@ class LocalModel:
         """Raises ModelRefused for a request that cannot be served, ContextOverflow before anything is sampled,
         ModelUnavailable once closed, ModelError if sampling fails; CancelledError passes through, and the request
         leaves the batch."""
-        from mia.models.sampling import Job, Sampled
+        from mia.models.sampling import Job
 
         self._refuse_when_closed()
         begun = time.monotonic()
@@ -169,19 +169,7 @@ class LocalModel:
             adapter=adapter,
         )
         self._loaded.sampler.submit(job)
-        try:
-            while True:
-                item = await arrived.get()
-                if isinstance(item, Sampled):
-                    sampled = item
-                    break
-                if isinstance(item, BaseException):
-                    raise item
-                if request.on_text is not None:
-                    request.on_text(item)
-        except BaseException:
-            self._loaded.sampler.cancel(job)
-            raise
+        sampled = await self._sampled(job, arrived, request.on_text)
         weights = self._loaded.weights
         if request.adapter and not adapter and sampled.version != request.adapter:
             raise ModelRefused(
@@ -206,6 +194,26 @@ class LocalModel:
             logprobs=sampled.logprobs,
             adapter=adapter or sampled.version,
         )
+
+    async def _sampled(
+        self,
+        job: Job,
+        arrived: asyncio.Queue[str | Sampled | BaseException],
+        on_text: Callable[[str], None] | None,
+    ) -> Sampled:
+        """What comes of a job; text is told as it arrives. Whoever waits no more takes the job out of the batch."""
+        from mia.models.sampling import Sampled
+
+        try:
+            while not isinstance(item := await arrived.get(), Sampled):
+                if isinstance(item, BaseException):
+                    raise item
+                if on_text is not None:
+                    on_text(item)
+        except BaseException:
+            self._loaded.sampler.cancel(job)
+            raise
+        return item
 
     async def close(self) -> None:
         """Let go of the weights; the last model that shares them ends their thread, and what it still answers fails.

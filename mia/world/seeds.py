@@ -20,6 +20,14 @@ def split_of(seed: int) -> str:
     raise ConfigError(f"there is no world {seed}.", wanted=f"a seed from 0 to {DEMONSTRATION.stop - 1}")
 
 
+def check_training(seed: int) -> None:
+    """Raises ConfigError unless this world is one to learn in."""
+    if seed not in TRAIN:
+        raise ConfigError(
+            f"the world {seed} is not for training.", wanted=f"seeds from {TRAIN.start} to {TRAIN.stop - 1}"
+        )
+
+
 def check_unseen(first: int, count: int) -> None:
     """Raises ConfigError unless all these worlds are test worlds: on others, training has a lead."""
     for seed in (first, first + count - 1):

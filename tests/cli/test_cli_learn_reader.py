@@ -12,7 +12,7 @@ from program import Program
 from mia.evals.ladder import digest
 from mia.evals.longdata import Sample
 from mia.learn.stages import read_exams, read_metrics
-from mia.learn.warmup.imitation import read_losses
+from mia.learn.warmup import steps
 from mia.models import build_model
 from mia.types import Role
 from mia.world import preset
@@ -38,7 +38,7 @@ def test_a_warm_up_and_a_stage_leave_weights_a_report_and_curves(program: Progra
     assert (told["stage"], told["steps"], told["weights"]) == ("reader", 1, "made/adapter")
     assert "reader: warm-up: 2 of 2" in ended.stderr
     assert "reader: exam: 2 of 2" in ended.stderr
-    assert [row["step"] for row in read_losses(Path("made/warm-up"))] == [2]
+    assert [row["step"] for row in steps.read_metrics(Path("made/warm-up"))] == [2]
     assert [held.step for held in read_exams(Path("made"))] == [0, 1]
     assert read_metrics(Path("made"))[0]["chunks"] >= 1
     report = Path("made/report.md").read_text(encoding="utf-8")

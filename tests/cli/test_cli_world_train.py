@@ -20,7 +20,8 @@ from program import Program
 from tiny_training import OPTIONS, TINY, run
 
 from mia.cli.world.train import train
-from mia.learn.warmup.train import Recipe, read_metrics
+from mia.learn.warmup.steps import read_metrics
+from mia.learn.warmup.train import Recipe
 
 QUIET = (*OPTIONS, "--measure-worlds", "0")
 # Those of the tiny recipe that are no options keep their defaults.

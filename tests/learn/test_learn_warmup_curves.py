@@ -9,7 +9,7 @@ import pytest
 
 from mia.errors import LearnError, MissingExtra
 from mia.learn.warmup.curves import draw
-from mia.learn.warmup.train import read_metrics
+from mia.learn.warmup.steps import read_metrics
 
 ROWS = [{"step": 20, "loss": 5.0, "rate": 0.1, "tokens": 100, "seconds": 1}]
 

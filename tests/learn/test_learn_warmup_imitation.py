@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from mia.config import ReaderSettings
 from mia.errors import ConfigError, LearnError
-from mia.learn.warmup.imitation import Recipe, imitate, read_losses
-from mia.learn.warmup.train import Progress
+from mia.learn.warmup.imitation import Recipe, imitate
+from mia.learn.warmup.steps import Progress, read_metrics
 from mia.models import build_model
 from mia.models.local import EMBEDDED
 from mia.world import preset
@@ -46,7 +46,7 @@ def test_an_adapter_learns_the_teachers_words_and_the_base_stays(tmp_path: Path)
     told: list[Progress] = []
     recipe = dataclasses.replace(TINY, steps=24, batch_tokens=512, rank=8, rate=1e-2)
     adapter = run(tmp_path, recipe, on_progress=told.append)
-    rows = read_losses(tmp_path)
+    rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [20, 24]
     assert rows[1]["loss"] < 0.7 * rows[0]["loss"]
     assert (told[0].done, told[-1].done, told[-1].total) == (0, 24, 24)

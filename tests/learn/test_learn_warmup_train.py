@@ -18,7 +18,8 @@ from tiny_training import TINY, run
 
 from mia.errors import ConfigError, LearnError
 from mia.learn.warmup import initialisation
-from mia.learn.warmup.train import FORMAT, Progress, Recipe, read_metrics
+from mia.learn.warmup.steps import Progress, read_metrics
+from mia.learn.warmup.train import FORMAT, Recipe
 from mia.world.seeds import TRAIN
 
 KILLED_AT_STEP_5 = """

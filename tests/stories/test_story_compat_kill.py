@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,6 @@ from mia.world.questions import tasks
 
 ENOUGH = 6
 """Of each kind, acknowledged before the kill."""
-
-
-@pytest.fixture
-def serve() -> Iterator[Serving]:
-    with Serving.open() as serving:
-        yield serving
-
-
-@pytest.fixture
-def serve_learning() -> Iterator[Serving]:
-    with Serving.open("mia.models.local", "mia.models.sampling", "transformers.models.llama.modeling_llama") as serving:
-        yield serving
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with Endpoint().running() as endpoint:
-        yield endpoint
 
 
 def question(kind: str, number: int) -> str:

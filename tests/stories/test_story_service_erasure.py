@@ -4,7 +4,7 @@ nor where all of its scope does, whoever erases it."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,6 @@ MOMENTS = {
     "while it is answered": lambda text: "yes (a supplementary plan" in text,
     "while it is learnt from": lambda text: "workflow" in text and "Write the plan" not in text,
 }
-
-
-@pytest.fixture
-def serve() -> Iterator[Serving]:
-    with Serving.open() as serving:
-        yield serving
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with Endpoint().running() as endpoint:
-        yield endpoint
 
 
 class Doing:

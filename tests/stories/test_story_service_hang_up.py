@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,12 +12,6 @@ from fake_endpoint import drips
 from serving import Endpoint, Serving
 
 pytest.importorskip("fastapi", reason="the extra `service` is not installed")
-
-
-@pytest.fixture
-def serve() -> Iterator[Serving]:
-    with Serving.open() as serving:
-        yield serving
 
 
 @pytest.mark.parametrize("stream", [True, False])

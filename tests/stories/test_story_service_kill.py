@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -19,18 +18,6 @@ from mia.types import MemoryState
 pytest.importorskip("fastapi", reason="the extra `service` is not installed")
 
 WORKFLOW = "1. open the diary (page → a line)"
-
-
-@pytest.fixture
-def serve() -> Iterator[Serving]:
-    with Serving.open() as serving:
-        yield serving
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with Endpoint().running() as endpoint:
-        yield endpoint
 
 
 def about(text: str) -> bool:

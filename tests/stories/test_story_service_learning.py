@@ -139,18 +139,12 @@ class Learning:
         return {one["id"]: (one["uses"], one["wins"]) for one in pages}
 
 
-@pytest.fixture
-def serve() -> Iterator[Serving]:
-    with Serving.open("mia.models.local", "mia.models.sampling", "transformers.models.llama.modeling_llama") as serving:
-        yield serving
-
-
 def version_of(told: dict[str, Any]) -> str:
     return str(told["adapters"].get("planner", ""))
 
 
-def test_it_answers_while_versions_are_made_and_follows_a_rollback(serve: Serving, tmp_path: Path) -> None:
-    one = Learning(serve, tmp_path)
+def test_it_answers_while_versions_are_made_and_follows_a_rollback(serve_learning: Serving, tmp_path: Path) -> None:
+    one = Learning(serve_learning, tmp_path)
     # Somebody else's questions, beside the stream.
     beside = {"X-MIA-Scope": "beside"}
     task = next(one.questions)
@@ -282,8 +276,10 @@ def _credits(one: Learning) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_of_an_update_leaves_the_last_good_version(serve: Serving, tmp_path: Path) -> None:
-    one = Learning(serve, tmp_path, MIA_LEARN__CANARY="1", MIA_LEARN__CANARY_MARGIN="1")
+def test_a_kill_in_the_middle_of_an_update_leaves_the_last_good_version(
+    serve_learning: Serving, tmp_path: Path
+) -> None:
+    one = Learning(serve_learning, tmp_path, MIA_LEARN__CANARY="1", MIA_LEARN__CANARY_MARGIN="1")
     one.ask_until(lambda: any(version_of(told) for told in one.told))
     held_out = one.told[0]["question_id"]
     for _ in range(2):

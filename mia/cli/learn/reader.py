@@ -8,7 +8,7 @@ import threading
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -95,17 +95,12 @@ def _train(context: typer.Context, wanted: ReaderOptions) -> None:
 async def _both(wanted: ReaderOptions, shared: Shared, watch: Watch) -> StageResult | None:
     """The warm-up, where one is wanted, and the stage; None where it was stopped. Raises ConfigError, LearnError,
     MissingExtra, RecordError."""
-    from mia.cli.learn.training import world_models
+    from mia.cli.learn.training import check_runs_here, world_models
     from mia.types import Role
 
     config = _config(wanted, shared)
     own = config.models.of(Role.READER) if wanted.texts else world_models(wanted).of(Role.READER)
-    if own.provider != "local":
-        raise ConfigError(
-            "the reader is asked over an endpoint, and its weights cannot be learnt there.",
-            wanted="a model that runs here",
-            hint='--model FOLDER, or models.reader.provider = "local" with path',
-        )
+    check_runs_here(own, Role.READER)
     begin = wanted.reader
     if steps := _warm_up_steps(wanted, own):
         begin = await _warm_up(wanted, config, own, steps, watch)
@@ -118,18 +113,12 @@ async def _both(wanted: ReaderOptions, shared: Shared, watch: Watch) -> StageRes
 def _config(wanted: ReaderOptions, shared: Shared) -> Config:
     """The page, under what was typed; where that says nothing, as MemAgent was trained, and in the world, as the
     embedded model reads. Raises ConfigError."""
-    from mia.cli.learn.training import FULL_RATE
+    from mia.cli.embedded import filled
+    from mia.cli.learn.training import FULL_RATE, learn_flags
     from mia.learn.reading import PAPER
     from mia.world import preset
 
-    flags: dict[str, Any] = {
-        "learn.batch": wanted.questions_per_step,
-        "learn.samples": wanted.samples,
-        "learn.weights": wanted.weights,
-        "learn.rank": wanted.rank,
-        "learn.rate": wanted.rate,
-        "learn.kl": wanted.kl,
-    }
+    flags = learn_flags(wanted)
     if wanted.texts and wanted.model:
         flags |= {"models.reader.provider": "local", "models.reader.path": str(wanted.model)}
     config = shared.config(flags)
@@ -139,16 +128,9 @@ def _config(wanted: ReaderOptions, shared: Shared) -> Config:
         learn["rate"] = FULL_RATE
     return config.model_copy(
         update={
-            "learn": _filled(config.learn, learn),
-            "reader": config.reader if wanted.texts else _filled(config.reader, preset.READER),
+            "learn": filled(config.learn, **learn),
+            "reader": config.reader if wanted.texts else filled(config.reader, **preset.READER),
         }
-    )
-
-
-def _filled(section: Any, values: dict[str, Any]) -> Any:
-    """The section with these values where nothing else was set."""
-    return section.model_copy(
-        update={name: value for name, value in values.items() if name not in section.model_fields_set}
     )
 
 
@@ -173,7 +155,7 @@ def _warm_up_steps(wanted: ReaderOptions, own: ModelSettings) -> int:
 async def _warm_up(wanted: ReaderOptions, config: Config, own: ModelSettings, steps: int, watch: Watch) -> Path | None:
     from mia.learn.stages import Progress
     from mia.learn.warmup.imitation import Recipe, imitate
-    from mia.learn.warmup.train import Progress as Steps
+    from mia.learn.warmup.steps import Progress as Steps
 
     recipe = Recipe(
         steps=steps,
@@ -184,7 +166,7 @@ async def _warm_up(wanted: ReaderOptions, config: Config, own: ModelSettings, st
     cancelled = threading.Event()
 
     def tell(progress: Steps) -> None:
-        left = progress.seconds / max(1, progress.done) * (progress.total - progress.done) if progress.done else None
+        left = progress.seconds / progress.done * (progress.total - progress.done) if progress.done else None
         watch(Progress(WARM_UP, progress.done, progress.total, left))
 
     watch.begin("reader")
@@ -211,8 +193,8 @@ async def _warm_up(wanted: ReaderOptions, config: Config, own: ModelSettings, st
 async def _stage(
     wanted: ReaderOptions, config: Config, own: ModelSettings, begin: Path | None, watch: Watch
 ) -> StageResult | None:
-    from mia.cli.learn.training import beginning, digest, report, schedule, trackers
-    from mia.learn.learner import Learner
+    from mia.cli.learn.training import beginning, open_learner, report, schedule, trackers
+    from mia.evals.ladder import digest
     from mia.learn.reading import ReaderStage, reading_reward
     from mia.learn.stages import read_metrics, train_stage
     from mia.models import build_model
@@ -228,15 +210,7 @@ async def _stage(
         prompts = Reader(model, config.reader, style=own.prompts)
         prompts.check_window()
         source, exam = _questions(wanted, config.reader, stage.counter, base)
-        learner = Learner.open(
-            base,
-            config.learn,
-            device=own.device,
-            threads=own.threads,
-            adapter=adapter,
-            seed=wanted.seed,
-            batch=own.batch,
-        )
+        learner = open_learner(base, adapter, own, config.learn, wanted.seed)
         resources.push_async_callback(learner.close)
         result = await train_stage(
             stage,

@@ -21,7 +21,8 @@ from mia.errors import ConfigError, MissingExtra, require
 if TYPE_CHECKING:
     from mia.cli.learn.options import Options, Training
     from mia.cli.options import Shared
-    from mia.config import Config, ModelSettings, ModelsSettings
+    from mia.config import Config, LearnSettings, ModelSettings, ModelsSettings
+    from mia.learn.learner import Learner
     from mia.learn.sources import Exam, Source
     from mia.learn.stages import Schedule, Stage, StageResult, Tracker
     from mia.models import Models
@@ -60,7 +61,7 @@ async def train(
 ) -> StageResult | None:
     """Train a stage into a folder, and write its report; None where it was stopped. `learnt`: weights that stand for
     those which were named. Raises ConfigError, LearnError, MissingExtra, and what the line raises."""
-    from mia.learn.learner import Learner
+    from mia.evals.ladder import digest
     from mia.learn.rewards import build_reward
     from mia.learn.stages import frozen_models, read_metrics, train_stage
     from mia.types import Role
@@ -70,24 +71,11 @@ async def train(
     config = _config(wanted, shared)
     models_settings = _models(config.models if wanted.questions else world_models(wanted), stage.role, begins)
     own = models_settings.of(stage.role)
-    if own.provider != "local":
-        raise ConfigError(
-            f"the {stage.role.value} is asked over an endpoint, and its weights cannot be learnt there.",
-            wanted="a model that runs here",
-            hint=f'--model FOLDER, or models.{stage.role.value}.provider = "local" with path',
-        )
+    check_runs_here(own, stage.role)
     base, adapter = beginning(own.path, begins.get(stage.role), config.learn.weights)
     watch.begin(stage.name)
     async with AsyncExitStack() as resources:
-        learner = Learner.open(
-            base,
-            config.learn,
-            device=own.device,
-            threads=own.threads,
-            adapter=adapter,
-            seed=wanted.seed,
-            batch=own.batch,
-        )
+        learner = open_learner(base, adapter, own, config.learn, wanted.seed)
         resources.push_async_callback(learner.close)
         models = frozen_models(models_settings)
         resources.push_async_callback(models.close)
@@ -95,7 +83,7 @@ async def train(
         page = {
             "base": learner.base,
             "begins": {role.value: digest(path) for role, path in sorted(begins.items())},
-            "models": comparable(models_settings),
+            "models": _comparable(models_settings),
         }
         result = await train_stage(
             stage,
@@ -119,14 +107,7 @@ async def train(
 
 def _config(wanted: Options, shared: Shared) -> Config:
     """The page, under what was typed. Raises ConfigError."""
-    flags: dict[str, Any] = {
-        "learn.batch": wanted.questions_per_step,
-        "learn.samples": wanted.samples,
-        "learn.weights": wanted.weights,
-        "learn.rank": wanted.rank,
-        "learn.rate": wanted.rate,
-        "learn.kl": wanted.kl,
-    }
+    flags = learn_flags(wanted)
     if wanted.questions:
         flags |= {
             "search.corpus": tuple(str(path) for path in wanted.corpus) if wanted.corpus else None,
@@ -138,6 +119,18 @@ def _config(wanted: Options, shared: Shared) -> Config:
     if config.learn.weights == "full" and "rate" not in config.learn.model_fields_set:
         config = shared.config(flags | {"learn.rate": FULL_RATE})
     return config
+
+
+def learn_flags(wanted: Training) -> dict[str, Any]:
+    """What was typed of `learn`, under its dotted names."""
+    return {
+        "learn.batch": wanted.questions_per_step,
+        "learn.samples": wanted.samples,
+        "learn.weights": wanted.weights,
+        "learn.rank": wanted.rank,
+        "learn.rate": wanted.rate,
+        "learn.kl": wanted.kl,
+    }
 
 
 def schedule(wanted: Training) -> Schedule:
@@ -218,13 +211,33 @@ def _is_adapter(folder: Path) -> bool:
     )
 
 
-def digest(folder: Path) -> str:
-    from mia.evals.ladder import digest
+def check_runs_here(model: ModelSettings, role: Role) -> None:
+    """Raises ConfigError for a model whose weights are elsewhere."""
+    if model.provider != "local":
+        raise ConfigError(
+            f"the {role.value} is asked over an endpoint, and its weights cannot be learnt there.",
+            wanted="a model that runs here",
+            hint=f'--model FOLDER, or models.{role.value}.provider = "local" with path',
+        )
 
-    return digest(folder)
+
+def open_learner(base: str, adapter: Path | None, model: ModelSettings, settings: LearnSettings, seed: int) -> Learner:
+    """The learner of a model's weights: `base` and `adapter` as `beginning` tells them. Raises ConfigError,
+    MissingExtra."""
+    from mia.learn.learner import Learner
+
+    return Learner.open(
+        base,
+        settings,
+        device=model.device,
+        threads=model.threads,
+        adapter=adapter,
+        seed=seed,
+        batch=model.batch,
+    )
 
 
-def comparable(settings: ModelsSettings) -> dict[str, Any]:
+def _comparable(settings: ModelsSettings) -> dict[str, Any]:
     """What of the models decides the outcome; weights are compared by their digests."""
     from mia.types import Role
 

@@ -21,7 +21,8 @@ from mia.errors import MissingExtra
 
 if TYPE_CHECKING:
     from mia.learn.warmup.measure import Share
-    from mia.learn.warmup.train import Progress, Recipe
+    from mia.learn.warmup.steps import Progress
+    from mia.learn.warmup.train import Recipe
 
 NOTE_SECONDS = 10.0
 """How often a training without a terminal says where it stands."""
@@ -176,7 +177,7 @@ def _draw(out: Path) -> None:
     """The curves; a training without matplotlib is none the worse."""
     from mia.learn.warmup.curves import draw
     from mia.learn.warmup.initialisation import loss_at_chance
-    from mia.learn.warmup.train import read_metrics
+    from mia.learn.warmup.steps import read_metrics
 
     config = json_format.loads((out / "model" / "config.json").read_text(encoding="utf-8"))
     try:
@@ -219,7 +220,7 @@ def _card(out: Path, recipe: Recipe, shares: Mapping[str, Share], worlds: int, *
 
 
 def _tell(out: Path, model: Path, shares: Mapping[str, Share], *, json: bool) -> None:
-    from mia.learn.warmup.train import read_metrics
+    from mia.learn.warmup.steps import read_metrics
 
     last = read_metrics(out)[-1]
     if json:

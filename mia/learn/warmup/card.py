@@ -16,7 +16,7 @@ from typing import Any
 
 from mia.errors import LearnError, require
 from mia.learn.warmup.measure import ABILITIES, Share
-from mia.learn.warmup.train import read_metrics
+from mia.learn.warmup.steps import read_metrics
 
 _ABOUT = """\
 A small language model that plays every role of MIA (Planner, Executor, Manager, Judge) in MIA's offline world: a

@@ -9,7 +9,7 @@ from mia.errors import LearnError, require
 
 
 def draw(rows: Sequence[Mapping[str, float]], path: Path, *, chance: float) -> Path:
-    """A PNG of the rows of `train.read_metrics`; `chance`: the loss of a model that knows nothing.
+    """A PNG of the rows of `steps.read_metrics`; `chance`: the loss of a model that knows nothing.
 
     Raises MissingExtra without matplotlib, LearnError where there are no rows.
     """

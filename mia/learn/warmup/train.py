@@ -8,25 +8,22 @@ was not, to the last bit; two processes cannot train into one folder. Every file
 
 from __future__ import annotations
 
-import io
 import json
-import math
-import pickle
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from mia.errors import ConfigError, LearnError, require
-from mia.learn.folder import alone, read_rows, write_rows, write_whole
+from mia.errors import ConfigError, require
+from mia.learn.folder import alone, write_whole
 from mia.learn.warmup import initialisation, lessons, tokenizer
 from mia.learn.warmup.dialogues import dialogues
 from mia.learn.warmup.lessons import Shard
+from mia.learn.warmup.steps import OnProgress, Progress, Steps, Wording, check_numbers
 from mia.world.seeds import TRAIN
 
 if TYPE_CHECKING:
@@ -34,8 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """The version of a checkpoint, in its config.json as `mia_format`."""
-_LOG_EVERY = 20
-"""Steps between two lines of the metrics."""
+_WORDING = Wording(stage="steps", name="training", rate="--rate", anew="the steps begin anew, the dialogues are kept")
 
 
 @dataclass(frozen=True)
@@ -65,13 +61,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for numbers that no training can be made of."""
-        counts = ("steps", "batch_tokens", "shards", "worlds_per_shard", "tokenizer_worlds", "warmup")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}.", wanted="a whole number from 1 up")
-        for name in ("rate", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"{name} is {getattr(self, name)}.", wanted="a number above 0")
+        check_numbers(
+            self,
+            counts=("steps", "batch_tokens", "shards", "worlds_per_shard", "tokenizer_worlds", "warmup"),
+            positive=("rate", "clip"),
+        )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}.", wanted="a whole number from 0 up, below 2**63")
         if self.shards * self.worlds_per_shard > len(TRAIN):
@@ -79,24 +73,6 @@ class Recipe:
                 f"{self.shards} shards of {self.worlds_per_shard} worlds are more than there are for training.",
                 wanted=f"at most {len(TRAIN):,} worlds",
             )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training stands."""
-
-    stage: str
-    """"dialogues" or "steps"."""
-    done: int
-    total: int
-    loss: float | None = None
-    """Nats per learned token, averaged over the last steps; None before there are any."""
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-class OnProgress(Protocol):
-    def __call__(self, progress: Progress) -> None: ...
 
 
 def train(
@@ -138,13 +114,6 @@ def train(
         if not _take_steps(folder, recipe, shards, on_progress, stop, save_every):
             return None
         return _export(folder, recipe)
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a training's metrics: step, loss (nats a learned token, the mean since the row before), rate, tokens
-    and seconds, so far. Rows that a crash tore are passed over."""
-    wanted = {"step", "loss", "rate", "tokens", "seconds"}
-    return [row for row in read_rows(folder / "metrics.jsonl") if wanted <= row.keys()]
 
 
 def _make_tokenizer(recipe: Recipe) -> Any:
@@ -190,55 +159,29 @@ def _take_steps(
     save_every: int,
 ) -> bool:
     """Whether all steps were taken, and not stopped before the last."""
-    import torch
-
     words = _load_tokenizer(folder)
     model = initialisation.build(
         len(words), recipe.seed, pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id
     )
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+    steps = Steps(
+        folder,
+        recipe,
+        list(model.parameters()),
+        weight_decay=recipe.weight_decay,
+        keep=lambda: {"model": model.state_dict()},
+        load=lambda kept: model.load_state_dict(kept["model"]),
+        wording=_WORDING,
     )
-    first, tokens, seconds, losses = _restore(folder / "checkpoint.pt", model, optimizer)
-    _cut_metrics(folder, first)
-    batches = _batches(shards, recipe, first, len(words), words.pad_token_id)
-    on_progress(Progress("steps", first, recipe.steps, None, tokens, seconds))
-    begun = time.monotonic() - seconds
+    batches = _batches(shards, recipe, steps.done, len(words), words.pad_token_id)
     model.train()
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
-        for step in range(first, recipe.steps):
-            ids, learned = next(batches)
-            rate = initialisation.warmed_rate(step, recipe.steps, recipe.rate, warmup=recipe.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = _loss(model, ids, learned, bfloat16=recipe.bfloat16)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            # Before they reach the weights, so that the last checkpoint stays one to go on from.
-            if not (torch.isfinite(loss) and torch.isfinite(norm)):
-                raise LearnError(
-                    f"the loss became {loss.item()}, its gradient {norm.item()}, at step {step + 1}.",
-                    hint="a smaller --rate, into another --out",
-                )
-            optimizer.step()
-            tokens += ids.numel()
-            losses.append(loss.item())
-            seconds = time.monotonic() - begun
-            last = step + 1 == recipe.steps
-            if (step + 1) % _LOG_EVERY == 0 or last:
-                mean = sum(losses) / len(losses)
-                losses.clear()
-                row = {"step": step + 1, "loss": mean, "rate": rate, "tokens": tokens, "seconds": round(seconds, 1)}
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                on_progress(Progress("steps", step + 1, recipe.steps, mean, tokens, seconds))
-            stopped = not last and stop()
-            if (step + 1) % save_every == 0 or last or stopped:
-                _save(folder / "checkpoint.pt", model, optimizer, step + 1, tokens, seconds, losses)
-            if stopped:
-                return False
-    return True
+
+    def learn() -> tuple[torch.Tensor, int]:
+        ids, learned = next(batches)
+        loss = _loss(model, ids, learned, bfloat16=recipe.bfloat16)
+        loss.backward()
+        return loss, ids.numel()
+
+    return steps.take(learn, on_progress, stop, save_every)
 
 
 def _loss(model: Any, ids: torch.Tensor, learned: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:
@@ -317,53 +260,6 @@ def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder / "tokenizer")
-
-
-def _save(
-    path: Path, model: Any, optimizer: Any, step: int, tokens: int, seconds: float, losses: Sequence[float]
-) -> None:
-    """`losses`: those since the last line of the metrics."""
-    import torch
-
-    content = io.BytesIO()
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "tokens": tokens,
-            "seconds": seconds,
-            "losses": list(losses),
-        },
-        content,
-    )
-    write_whole(path, content.getvalue())
-
-
-def _restore(path: Path, model: Any, optimizer: Any) -> tuple[int, int, float, list[float]]:
-    """Go back to a checkpoint: steps taken, tokens, seconds, losses since the last line of the metrics. Without one,
-    nothing was done yet. Raises LearnError for one that cannot be read."""
-    import torch
-
-    if not path.is_file():
-        return 0, 0, 0.0, []
-    try:
-        kept = torch.load(path, weights_only=True)
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        return kept["step"], kept["tokens"], kept["seconds"], list(kept.get("losses", ()))
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise LearnError(
-            f"the checkpoint '{path}' cannot be read ({why[:200]}).",
-            wanted="a checkpoint of this training, whole",
-            hint=f"rm '{path}' and the same command: the steps begin anew, the dialogues are kept",
-        ) from error
-
-
-def _cut_metrics(folder: Path, step: int) -> None:
-    """Leave out what was written after the checkpoint that a training goes on from, and what a crash tore."""
-    write_rows(folder / "metrics.jsonl", [row for row in read_metrics(folder) if row["step"] <= step])
 
 
 def _export(folder: Path, recipe: Recipe) -> Path:

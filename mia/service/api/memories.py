@@ -345,19 +345,7 @@ async def import_(
     refused.sort(key=lambda one: one.line)
     reasons = dict(Counter(_WHERE.split(one.reason)[0] for one in refused).most_common(_REASONS))
     if refused and not (imported.added or imported.known or imported.episodes):
-        first = refused[0]
-        body = problem(
-            422,
-            f"nothing was taken of {len(refused):,} {'line' if len(refused) == 1 else 'lines'}; "
-            f"line {first.line}: {first.reason}.",
-            kind=RecordError.__name__,
-            wanted="JSON Lines as GET /v1/memories/export writes them",
-            hint="other formats: mia memory import --format",
-            request_id=request_id(request),
-            reasons=reasons,
-            refused=[one.model_dump() for one in refused[:_REFUSALS_OF_ALL]],
-        )
-        return JSONResponse(body, 422)
+        return _nothing_taken(request, refused, reasons)
     return ImportReply(
         added=imported.added,
         known=imported.known,
@@ -369,6 +357,23 @@ async def import_(
         reasons=reasons,
         refused=refused[:_REFUSALS],
     )
+
+
+def _nothing_taken(request: Request, refused: list[RefusalReply], reasons: dict[str, int]) -> JSONResponse:
+    """The answer to an import of which every line was refused."""
+    first = refused[0]
+    body = problem(
+        422,
+        f"nothing was taken of {len(refused):,} {'line' if len(refused) == 1 else 'lines'}; "
+        f"line {first.line}: {first.reason}.",
+        kind=RecordError.__name__,
+        wanted="JSON Lines as GET /v1/memories/export writes them",
+        hint="other formats: mia memory import --format",
+        request_id=request_id(request),
+        reasons=reasons,
+        refused=[one.model_dump() for one in refused[:_REFUSALS_OF_ALL]],
+    )
+    return JSONResponse(body, 422)
 
 
 # ── one ───────────────────────────────────────────────────────────────────────────────────────────────────────────
