@@ -40,7 +40,7 @@ class ReaderOptions(Training):
         typer.Option(
             min=0,
             help="Steps in which an adapter learns from a teacher first; 0 for none.",
-            show_default="1500 for the embedded model, else 0",
+            show_default="6000 for the embedded model, else 0",
             rich_help_panel=WORLD,
         ),
     ] = None

@@ -48,7 +48,7 @@ _WORDING = Wording(stage="warm-up", name="warm-up", rate="rate", anew="the steps
 class Recipe:
     """Everything that decides the adapter, beside the model and the reader's settings."""
 
-    steps: int = 1_500
+    steps: int = 6_000
     batch_tokens: int = 3_072
     """Tokens of one step, about."""
     rank: int = 16
