@@ -99,6 +99,14 @@ def embedded_reader(config: Config) -> Config:
     )
 
 
+def can_read_here(questions: Sequence[Question]) -> bool:
+    """Whether the embedded model can be asked these about a long text: they ask as the offline world does, and what it
+    runs on is installed."""
+    from mia.world.longtexts import read_asking
+
+    return not missing_library() and all(read_asking(question.text) for question in questions)
+
+
 async def announce_embedded(config: Config, typed: Sequence[str]) -> None:
     """One line: who answers, and what to type for a real endpoint. `config`: with the embedded settings."""
     advice = await advise(config, typed, documents=True)

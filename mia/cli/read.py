@@ -70,7 +70,7 @@ def read(
 
     Text, Markdown, JSONL, HTML, PDF, and text packed as .gz. The answer alone goes to stdout; what is read, to stderr.
     """
-    from mia.cli.embedded import embedded_reader
+    from mia.cli.embedded import can_read_here, embedded_reader
     from mia.cli.endpoints import advise
     from mia.errors import ConfigError
     from mia.reader.texts import check_exists
@@ -93,10 +93,13 @@ def read(
         check_exists(file)
     questions = list({one.id: one for one in map(Question.of, asked)}.values())
     settings = config.models.of(Role.READER)
+    embedded = settings.provider == "local" and not settings.path
     if settings.provider == "openai" and not settings.model:
-        advice = asyncio.run(advise(config, sys.argv[1:]))
-        raise ConfigError("no model is named to read with.", wanted=f"a model: {advice.says}", hint=advice.command)
-    if settings.provider == "local" and not settings.path:
+        embedded = not settings.base_url and can_read_here(questions)
+        if not embedded:
+            advice = asyncio.run(advise(config, sys.argv[1:]))
+            raise ConfigError("no model is named to read with.", wanted=f"a model: {advice.says}", hint=advice.command)
+    if embedded:
         output.warn("The embedded model reads, which knows the language of the offline world alone.")
         config = embedded_reader(config)
     readings = asyncio.run(

@@ -3,6 +3,7 @@ texts come from worlds or from a list; and a training leaves weights and goes on
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import random
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from mia.errors import ConfigError, LearnError, ModelUnavailable
 from mia.learn.advantages import advantages
 from mia.learn.learner import Learner
 from mia.learn.reading import (
+    MOST_CHUNKS,
     PAPER,
     Answered,
     LongQuestion,
@@ -308,3 +310,23 @@ async def test_a_training_leaves_weights_and_goes_on_after_a_stop(tmp_path: Path
     whole = await train(tmp_path / "whole", 2)
     assert whole is not None
     assert [row["reward"] for row in read_metrics(tmp_path / "whole")] == pytest.approx([row["reward"] for row in rows])
+
+
+# ── the reader that comes with the embedded model ─────────────────────────────────────────────────────────────────
+
+
+@needs_embedded_model
+@pytest.mark.skipif(not preset.READING.is_dir(), reason="no reader comes with this copy")
+async def test_the_released_reader_reads_texts_four_times_as_long_as_those_of_its_training() -> None:
+    settings = ReaderSettings(**preset.READER)
+    model = build_model(preset.model_settings(adapter=str(preset.READING)))
+    try:
+        counter = token_counter(model)
+        questions = world_questions(VALIDATION[:12], 1, 4 * MOST_CHUNKS, settings, counter.count)
+        answering = ReaderStage(settings, "compact", counter)
+        read = await asyncio.gather(*(answering.answer(question, model) for question in questions))
+    finally:
+        await model.close()
+    # By chance one name in hundreds would be right.
+    right = sum(answering.mark(one) == 1.0 for one in read)
+    assert right >= 8, right
