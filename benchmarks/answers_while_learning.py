@@ -90,7 +90,9 @@ async def measure(questions: int, rounds: int) -> list[dict[str, dict[str, float
                 models = ModelsSettings(
                     default=preset.model_settings(), planner=preset.model_settings(adapter=str(preset.PLANNER))
                 )
-                config = preset.page(Path(home), models=models).model_copy(update={"learn": settings})
+                config = preset.page(Path(home), models=models)
+                search = config.search.model_copy(update={"world": WORLD})
+                config = config.model_copy(update={"learn": settings, "search": search})
                 measured[into] = await stream(config, questions)
         if measured["both"]["versions"] < 2:
             sys.exit("No version was made while these questions were answered: more --questions.")
