@@ -309,11 +309,11 @@ def test_what_is_no_request_is_refused_and_the_next_is_served(
 def exchanged(url: str, wire: bytes) -> bytes:
     """What comes back until the other side has nothing more to say."""
     host, port = url[7:].split(":")
+    received = b""
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         try:
             connection.sendall(wire)
             connection.shutdown(socket.SHUT_WR)
-            received = b""
             while piece := connection.recv(65_536):
                 received += piece
         except OSError:
