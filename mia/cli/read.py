@@ -98,9 +98,14 @@ def read(
         embedded = not settings.base_url and can_read_here(questions)
         if not embedded:
             advice = asyncio.run(advise(config, sys.argv[1:]))
-            raise ConfigError("no model is named to read with.", wanted=f"a model: {advice.says}", hint=advice.command)
+            raise ConfigError(
+                "no model is named to read with, and the embedded one reads texts of the offline world alone.",
+                wanted=f"a model: {advice.says}; or questions as `mia world text` asks them",
+                hint=advice.command,
+            )
     if embedded:
-        output.warn("The embedded model reads, which knows the language of the offline world alone.")
+        if not quiet:
+            output.warn("The embedded model reads, which knows the language of the offline world alone.")
         config = embedded_reader(config)
     readings = asyncio.run(
         _read(files, questions, config, resume=resume, trace=trace, changes=changes, quiet=quiet, json=json)

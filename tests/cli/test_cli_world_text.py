@@ -55,6 +55,9 @@ def test_with_nothing_set_the_embedded_model_reads_it_and_nothing_else(program: 
     strange = program("read", "long.txt", "Who wrote this?")
     assert strange.code == 2
     assert "no model is named to read with" in strange.stderr
+    three = program("read", "long.txt", "Name the coach of Dadre, the mouth of Badostu and the twin of Kogale.")
+    assert three.code == 2
+    assert program("read", "long.txt", made["question"], "--quiet").stderr == ""
     both = program("read", "long.txt", "-q", made["question"], "-q", "Who wrote this?")
     assert both.code == 2
 

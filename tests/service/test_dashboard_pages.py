@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listening import until
 from service_team import RIGHT, make_service, says
 from starlette.testclient import TestClient
 
@@ -381,10 +382,7 @@ def test_a_tenant_sees_what_waits_of_its_own(tmp_path: Path) -> None:
     with TestClient(create_app(service)) as client:
         log_in(client, token)
         job = client.post("/queue/jobs", data={"questions": "Where was he born?"}, follow_redirects=False)
-        for _ in range(300):
-            if "finished" in client.get(job.headers["location"]).text:
-                break
-            time.sleep(0.02)
+        until(lambda: "finished" in client.get(job.headers["location"]).text, 30.0)
         for address in ("/queue", job.headers["location"]):
             assert re.search(r" · [\d,]+ tokens · no price is known", client.get(address).text)
     service = make_service(tmp_path / "home")

@@ -158,6 +158,7 @@ def test_a_job_waits_for_an_endpoint_that_is_down_and_says_so(tmp_path: Path, mo
         job = client.get(f"/v1/jobs/{id}").json()
         assert (job["state"], job["counts"]) == ("running", {"queued": 12})
         assert "the endpoint is down" in client.get(f"/queue/jobs/{id}").text
+        assert "the endpoint is down" in client.get("/queue").text
         first = client.get(f"/v1/jobs/{id}/results").json()["results"][0]
         assert (first["state"], first["episode_id"], "down" in first["error"]) == ("queued", "", True)
         down = False
