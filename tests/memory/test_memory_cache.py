@@ -404,7 +404,10 @@ def test_savers_killed_at_any_moment_leave_a_cache_that_is_whole_or_ignored(fold
     moments = random.Random(20261121)
     with open_store(folder / "memory.db") as store:
         torn = 0
-        for _ in range(5):
+        # On a busy machine more kills fall between two savings.
+        for _ in range(20):
+            if torn > 3:
+                break
             # Two at once, as two processes that end together.
             processes = [saver(folder), saver(folder)]
             for process in processes:
